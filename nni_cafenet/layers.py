@@ -1,0 +1,75 @@
+"""Which tensors and attributes of a torch layer carry its output and its input channels: one table for all who slice."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+Tensors = tuple[tuple[str, int], ...]  # (parameter or buffer, its dimension)
+
+NORMS_PER_CHANNEL = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+CONVOLUTION = nn.modules.conv._ConvNd
+NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
+
+
+def axis_size(layer: nn.Module, side: str) -> int | None:
+    """Channels on `side` ("out" or "in") of `layer`; None for a kind of layer that cannot be sliced."""
+    attribute = _size_attribute(layer, side)
+    if attribute is None:
+        return None
+    size = getattr(layer, attribute)
+    return int(size[-1] if isinstance(size, tuple) else size)
+
+
+def axis_tensors(layer: nn.Module, side: str) -> Tensors:
+    """The parameters and buffers that hold one slice for each channel on `side`, with the dimension."""
+    if isinstance(layer, CONVOLUTION):
+        if layer.groups > 1:
+            # whole conv-groups are sliced, and dimension 0 runs over them in both kinds of convolution
+            tensors = () if side == "in" else (("weight", 0), ("bias", 0))
+        else:
+            out, into = (1, 0) if layer.transposed else (0, 1)
+            tensors = (("weight", into),) if side == "in" else (("weight", out), ("bias", 0))
+    elif isinstance(layer, nn.Linear):
+        tensors = (("weight", 1),) if side == "in" else (("weight", 0), ("bias", 0))
+    elif isinstance(layer, (*NORMS_PER_CHANNEL, nn.LayerNorm, nn.PReLU)):
+        last = len(layer.normalized_shape) - 1 if isinstance(layer, nn.LayerNorm) else 0
+        tensors = tuple((name, last) for name in NORM_TENSORS)
+    else:
+        tensors = ()
+    return tuple((name, dim) for name, dim in tensors if getattr(layer, name, None) is not None)
+
+
+def resized_attributes(layer: nn.Module, side: str, size: int) -> dict[str, Any]:
+    """The attributes of `layer` that change when `side` has `size` channels, with their new values."""
+    attribute = _size_attribute(layer, side)
+    assert attribute is not None
+    if isinstance(layer, nn.LayerNorm):
+        return {attribute: (*layer.normalized_shape[:-1], size)}
+    if isinstance(layer, CONVOLUTION) and layer.groups > 1:
+        if side == "in":
+            return {}  # follows from "out"
+        groups = size * layer.groups // layer.out_channels
+        return {"out_channels": size, "in_channels": layer.in_channels // layer.groups * groups, "groups": groups}
+    return {attribute: size}
+
+
+def owns_its_tensors(layer: nn.Module) -> bool:
+    """Whether the layer's weight is a plain parameter, not computed by a parametrisation or a hook."""
+    weight = getattr(layer, "weight", None)
+    return weight is None or "weight" in layer._parameters
+
+
+def _size_attribute(layer: nn.Module, side: str) -> str | None:
+    if isinstance(layer, CONVOLUTION):
+        return "in_channels" if side == "in" else "out_channels"
+    if isinstance(layer, nn.Linear):
+        return "in_features" if side == "in" else "out_features"
+    if isinstance(layer, NORMS_PER_CHANNEL):
+        return "num_features"
+    if isinstance(layer, nn.LayerNorm):
+        return "normalized_shape"
+    if isinstance(layer, nn.PReLU) and layer.num_parameters > 1:
+        return "num_parameters"
+    return None

@@ -1,0 +1,195 @@
+"""The search space of a model: its width groups with their bins, what they cost, and what cannot be searched. Pure data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from nni_cafenet.cost import Budget, CostModel, Limits
+from nni_cafenet.errors import CafeNetError
+from nni_cafenet.sharing import Fixed, SharingPattern
+from nni_cafenet.widths import Axis, Bins, IntArray, SubNetwork, WidthGroup, Widths, kept_positions
+
+
+@dataclass(frozen=True)
+class FrozenPart:
+    """Channels that stay at full width, and why."""
+
+    layer: str
+    channels: int
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class SearchSpace:
+    """Everything that is known of a model's widths; made by :func:`nni_cafenet.build_space`.
+
+    Args:
+        groups: the width groups, the order of every Widths.
+        bins: each group's bins.
+        cost: MACs (per image) and parameters of every sub-network.
+        axes: which group each channel position of each layer belongs to.
+        frozen: what stays at full width.
+        uncounted: operations that fvcore does not count, with how often they occur.
+    """
+
+    groups: tuple[WidthGroup, ...]
+    bins: tuple[Bins, ...]
+    cost: CostModel
+    axes: tuple[Axis, ...]
+    frozen: tuple[FrozenPart, ...] = ()
+    uncounted: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def smallest(self) -> Widths:
+        """One bin in every group."""
+        return Widths((1,) * len(self.groups))
+
+    @property
+    def largest(self) -> Widths:
+        """Every bin of every group: the full network."""
+        return Widths(tuple(bins.count for bins in self.bins))
+
+    def limits(self, budget: Budget) -> Limits:
+        """`budget` in absolute numbers; raises InfeasibleBudget (see :meth:`Budget.limits`)."""
+        return budget.limits(self.cost, smallest=self.smallest, largest=self.largest)
+
+    def sample(
+        self,
+        rng: np.random.Generator,
+        *,
+        sharing: SharingPattern | None = None,
+        widths: Widths | None = None,
+    ) -> SubNetwork:
+        """A sub-network: widths drawn uniformly unless given, its bins by `sharing` (the fixed pattern unless given)."""
+        sharing = sharing or Fixed()
+        widths = widths or Widths(tuple(int(rng.integers(1, bins.count + 1)) for bins in self.bins))
+        kept = (sharing.draw(bins, width, rng) for bins, width in zip(self.bins, widths.bins_kept, strict=True))
+        return SubNetwork(widths, tuple(kept))
+
+    def channels(self, widths: Widths) -> dict[str, int]:
+        """How many channels each group keeps, by the group's name."""
+        return {
+            group.name: bins.channels(width)
+            for group, bins, width in zip(self.groups, self.bins, widths.bins_kept, strict=True)
+        }
+
+    def kept_units(self, sub: SubNetwork) -> list[IntArray | None]:
+        """For each group the units that `sub` keeps, ascending; None where it keeps all.
+
+        Raises:
+            ValueError: `sub` belongs to another space.
+        """
+        if len(sub.kept) != len(self.groups):
+            raise ValueError(
+                f"the sub-network has {len(sub.kept)} groups and this space {len(self.groups)}: "
+                f"pass the space that the sub-network was drawn from"
+            )
+        units: list[IntArray | None] = []
+        for group, bins, kept in zip(self.groups, self.bins, sub.kept, strict=True):
+            if kept[-1] >= bins.count:
+                raise ValueError(
+                    f"group {group.name} has {bins.count} bins (0 to {bins.count - 1}), but the sub-network keeps bin "
+                    f"{kept[-1]}: pass the space that the sub-network was drawn from"
+                )
+            whole = len(kept) == bins.count
+            units.append(None if whole else np.unique(bins.channel_indices(kept) // group.unit))
+        return units
+
+    def positions(self, sub: SubNetwork) -> dict[tuple[str, str], IntArray]:
+        """The channel positions that `sub` keeps, by (layer, side), for every axis that it narrows."""
+        return kept_positions(self.axes, self.kept_units(sub))
+
+    def fingerprint(self) -> str:
+        """A short hash that tells spaces apart: groups, bins, axes and costs."""
+        plain = [
+            [(group.name, group.channels, group.unit) for group in self.groups],
+            [bins.edges for bins in self.bins],
+            [(term.layer, term.macs, term.params, term.groups) for term in self.cost.terms],
+        ]
+        digest = hashlib.sha256(json.dumps(plain).encode())
+        for axis in self.axes:
+            digest.update(str(axis).encode() + axis.groups.tobytes() + axis.units.tobytes())
+        return digest.hexdigest()[:16]
+
+    def describe(self) -> str:
+        """The pre-flight report: what can be searched, in which bins, what stays as it is and why."""
+        macs, params = self.cost.macs, self.cost.params
+        share = self._macs_share()
+        rows = [
+            (group.name, str(len(group.members)), str(group.channels), str(bins.count), str(bins.size), f"{part:.1%}")
+            for group, bins, part in zip(self.groups, self.bins, share, strict=True)
+        ]
+        lines = _table(("group", "axes", "channels", "bins", "bin size", "MACs"), rows)
+        count = math.prod(bins.count for bins in self.bins)
+        lines += [
+            "",
+            f"{len(self.groups)} groups, {count:.2e} widths; MACs: the share that a group's layers take at full width "
+            f"(a layer between two groups counts for both)",
+            f"MACs   {macs(self.largest):>15,} down to {macs(self.smallest):,} "
+            f"({macs(self.smallest) / macs(self.largest):.1%})",
+            f"params {params(self.largest):>15,} down to {params(self.smallest):,} "
+            f"({params(self.smallest) / params(self.largest):.1%})",
+        ]
+        if self.frozen:
+            lines += ["", "at full width, with the reason:"]
+            lines += _table(
+                ("layer", "channels", "why"), [(part.layer, str(part.channels), part.reason) for part in self.frozen]
+            )
+        searchable = sum(
+            term.macs * math.prod(self.groups[i].units for i in term.groups) for term in self.cost.terms if term.groups
+        )
+        if searchable < 0.5 * macs(self.largest):
+            lines += ["", f"WARNING: only {searchable / macs(self.largest):.0%} of the MACs are in searchable layers"]
+        return "\n".join(lines)
+
+    def _macs_share(self) -> list[float]:
+        slopes = self.cost.macs_per_unit()
+        total = self.cost.macs(self.largest)
+        return [float(slope) * group.units / total for slope, group in zip(slopes, self.groups, strict=True)]
+
+
+def uniform_widths(space: SearchSpace, budget: Budget | Limits) -> Widths:
+    """The baseline "Uniform": one factor shrinks every group, the largest that meets `budget`.
+
+    Each group keeps the number of bins whose channels come nearest to factor * channels. In a space of coarse bins
+    that is a rough shrink: rebin to single channels for a fair baseline.
+
+    Raises:
+        InfeasibleBudget: no sub-network meets the budget, or it makes no sense.
+    """
+    limits = space.limits(budget) if isinstance(budget, Budget) else budget
+
+    def shrunk(factor: float) -> Widths:
+        return Widths(
+            tuple(
+                1 + int(np.abs(np.array(bins.edges[1:]) - factor * bins.edges[-1]).argmin()) for bins in space.bins
+            )
+        )
+
+    low, high = 0.0, 1.0
+    if limits.admit(space.cost, shrunk(high)):
+        return shrunk(high)
+    for _ in range(60):  # bisection: costs rise with the factor; 60 halvings reach the float's precision
+        middle = (low + high) / 2
+        low, high = (middle, high) if limits.admit(space.cost, shrunk(middle)) else (low, middle)
+    if not limits.admit(space.cost, shrunk(low)):
+        raise CafeNetError("these limits admit no network of this space: make them with space.limits(budget)")
+    return shrunk(low)
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+    columns = list(zip(head, *rows, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    numeric = [all(cell[:1].isdigit() for cell in column[1:]) and len(column) > 1 for column in columns]
+    return [
+        "  ".join(
+            cell.rjust(width) if number else cell.ljust(width)
+            for cell, width, number in zip(row, widths, numeric, strict=True)
+        ).rstrip()
+        for row in (head, *rows)
+    ]

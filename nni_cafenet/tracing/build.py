@@ -1,0 +1,135 @@
+"""build_space: from a model and an example to its search space; groups, oracle, cost and bins in turn."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import fnmatch
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from nni_cafenet.cost import CostModel
+from nni_cafenet.errors import UnsupportedModel
+from nni_cafenet.space import SearchSpace
+from nni_cafenet.tracing.bins import BinRule, FlopsSensitiveBins, rebin, units_of
+from nni_cafenet.tracing.example import Example
+from nni_cafenet.tracing.groups import GroupTable, find_groups
+from nni_cafenet.tracing.macs import cost_terms
+from nni_cafenet.tracing.verify import check_cost, verified
+from nni_cafenet.widths import Bins
+
+logger = logging.getLogger(__name__)
+
+
+def build_space(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    ignore: Iterable[str | nn.Module] = (),
+    round_to: int = 1,
+    min_channels: int = 1,
+    min_bin: float = 1,
+    bins: BinRule | None = None,
+) -> SearchSpace:
+    """The widths that can be searched in `model`, verified by slicing it at random.
+
+    Args:
+        model: any convolutional network; left as it is (mode, buffers, requires_grad, hooks).
+        example_inputs: what the forward takes: a tensor of shape (N, C, H, W), a tuple of positional inputs or a dict
+            of keyword inputs. MACs are counted per image at this size.
+        ignore: layers whose output channels stay as they are: names, globs such as "stem.*", or modules.
+        round_to: channel counts are multiples of this; layers whose full width is not one stay at full width.
+        min_channels: the least channels that a group keeps.
+        min_bin: beta of eq. 9, the bin size of the group with the highest FLOPs sensitivity.
+        bins: another rule for the bins, such as UniformBins(8); FlopsSensitiveBins(min_bin) unless given.
+
+    Raises:
+        UnsupportedModel: the forward fails on the example, the model cannot be traced, or nothing can be searched.
+        ValueError: an unknown name in `ignore`, or a number below 1.
+    """
+    for name, number in (("round_to", round_to), ("min_channels", min_channels)):
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, but got {number!r}")
+    rule = bins or FlopsSensitiveBins(min_bin)
+    ignored = _ignored_names(model, ignore)
+    example = Example(example_inputs).first_image()
+    rng = np.random.default_rng(0)  # the checks are random, the space is not
+    private = _private_copy(model, example)
+    table = find_groups(private, example, ignored=ignored)
+    table = table.without(_misfits(table, round_to))
+    if table.groups:
+        table = verified(private, table, example, rng=rng)
+    if not table.groups:
+        raise UnsupportedModel(_nothing_to_search(model, table))
+    terms, uncounted = cost_terms(private, table, example, rng=rng)
+    single = tuple(Bins.of_size(group.channels, group.unit) for group in table.groups)
+    cost = CostModel(terms, units_of(table.groups, single))
+    check_cost(private, table, cost, example, rng=rng)
+    space = SearchSpace(table.groups, single, cost, table.axes, table.frozen, uncounted)
+    return rebin(space, rule, round_to=round_to, min_channels=min_channels)
+
+
+def _private_copy(model: nn.Module, example: Example) -> nn.Module:
+    try:
+        private = copy.deepcopy(model).eval()
+    except Exception as error:  # deepcopy runs third-party code
+        raise UnsupportedModel(
+            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}): "
+            f"slicing works on a copy; remove what copy.deepcopy refuses"
+        ) from error
+    for parameter in private.parameters():
+        parameter.grad = None
+        # autograd's graph, by which channels are followed, does not see parameters without gradients
+        if parameter.is_floating_point():
+            parameter.requires_grad_(True)
+    try:
+        with torch.no_grad():
+            example.run(private)
+    except Exception as error:  # whatever a third-party forward raises
+        shapes = [tuple(tensor.shape) for tensor in example.tensors]
+        raise UnsupportedModel(
+            f"the forward of {type(model).__name__} fails on the example inputs of shapes {shapes} (batch cut to 1): "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    return private
+
+
+def _ignored_names(model: nn.Module, ignore: Iterable[str | nn.Module]) -> list[str]:
+    if isinstance(ignore, (str, nn.Module)):
+        ignore = (ignore,)
+    modules = {module: name for name, module in model.named_modules()}
+    names = [*modules.values(), *(name for name, _ in model.named_parameters())]
+    found: set[str] = set()
+    for entry in ignore:
+        if isinstance(entry, nn.Module):
+            if entry not in modules:
+                raise ValueError(f"ignore= holds a {type(entry).__name__} that is not a module of this model")
+            matches = [modules[entry]]
+        else:
+            matches = fnmatch.filter(names, entry)
+            if not matches:
+                near = difflib.get_close_matches(entry, names, n=3, cutoff=0.0)
+                raise ValueError(f"ignore= names {entry!r}, which matches no layer; the nearest: {', '.join(near)}")
+        for match in matches:  # a block's layers with it
+            found.update(name for name in names if name == match or name.startswith(f"{match}."))
+    return sorted(found)
+
+
+def _misfits(table: GroupTable, round_to: int) -> dict[int, str]:
+    return {
+        index: f"{group.channels} channels are no multiple of round_to={round_to}"
+        for index, group in enumerate(table.groups)
+        if group.channels % round_to
+    }
+
+
+def _nothing_to_search(model: nn.Module, table: GroupTable) -> str:
+    if not table.frozen:
+        return f"{type(model).__name__} has no convolution or linear layer that autograd can follow"
+    reasons = "; ".join(f"{part.layer}: {part.reason}" for part in table.frozen[:10])
+    return f"{type(model).__name__} has nothing to search: every layer must keep its width ({reasons})"

@@ -1,0 +1,208 @@
+"""The cost model of a network: fvcore counts, and a few counts at random widths tell what each count depends on.
+
+Every count of fvcore (a layer's convolution, a pooling inside a forward, ...) is a constant, proportional to the size
+of one axis, or to the product of a layer's two axes (eq. 6). Which of these it is, is read off a handful of sliced
+copies; axes may hold several groups (after a concat), so products are expanded into terms of at most two groups.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import torch
+from fvcore.nn import FlopCountAnalysis
+from torch import nn
+
+from nni_cafenet.cost import CostTerm
+from nni_cafenet.errors import UnsupportedModel
+from nni_cafenet.export.slicing import slice_layers
+from nni_cafenet.layers import axis_tensors
+from nni_cafenet.modes import evaluating
+from nni_cafenet.tracing.example import Example
+from nni_cafenet.tracing.groups import GroupTable
+from nni_cafenet.widths import Axis, IntArray, kept_positions
+
+PROBES = 3  # random widths that a dependence must explain; verify.py checks the outcome at another one
+
+Count = tuple[str, str]  # (module, operation)
+Form = tuple[int, dict[int, int]]  # an axis' size: constant + sum of positions per unit * units of a group
+
+
+def count_macs(model: nn.Module, example_inputs: Any) -> int:
+    """Multiply-adds per image of `model` in eval mode, counted by fvcore; the one counter of every budget.
+
+    Args:
+        model: left as it is.
+        example_inputs: as for :func:`nni_cafenet.build_space`.
+    """
+    counts, _ = _counts(model, Example(example_inputs).first_image())
+    return sum(counts.values())
+
+
+def cost_terms(
+    model: nn.Module, table: GroupTable, example: Example, *, rng: np.random.Generator
+) -> tuple[tuple[CostTerm, ...], tuple[tuple[str, int], ...]]:
+    """The terms of `model`'s cost model, and the operations that fvcore does not count.
+
+    Raises:
+        UnsupportedModel: a count depends on the widths in another way; the message names the layer.
+    """
+    example = example.first_image()
+    full, uncounted = _counts(model, example)
+    everything = [np.arange(group.units) for group in table.groups]
+    probes = [[_random_units(group.units, rng) for group in table.groups] for _ in range(PROBES)]
+    counted = [_counts(slice_layers(model, kept_positions(table.axes, probe)), example)[0] for probe in probes]
+    fit = _Fit(model, table, example, full, [everything, *probes])
+    totals: dict[tuple[str, tuple[int, ...]], list[Fraction]] = defaultdict(lambda: [Fraction(0), Fraction(0)])
+    for (layer, operation), count in full.items():
+        series = [count, *(counts.get((layer, operation), 0) for counts in counted)]
+        for groups, coefficient in fit.macs(layer, operation, series).items():
+            totals[layer, groups][0] += coefficient
+    for layer, parameter, axes in _parameters(model, table):
+        for groups, coefficient in fit.product(axes, parameter.numel()).items():
+            totals[layer, groups][1] += coefficient
+    terms = []
+    for (layer, groups), (macs, params) in totals.items():
+        if macs.denominator != 1 or params.denominator != 1:
+            raise UnsupportedModel(f"the cost of {layer} is not a whole number for each channel: name it in ignore=")
+        if macs or params:
+            terms.append(CostTerm(layer, int(macs), int(params), groups))
+    return tuple(terms), uncounted
+
+
+class _Fit:
+    """Finds out what a count depends on, and expands it into products of units."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        table: GroupTable,
+        example: Example,
+        full: dict[Count, int],
+        probes: Sequence[Sequence[IntArray]],
+    ) -> None:
+        self.model, self.table, self.example, self.full = model, table, example, full
+        self.forms = {axis.key: _form(axis) for axis in table.axes}
+        self.sizes = {
+            key: [constant + sum(k * len(probe[group]) for group, k in parts.items()) for probe in probes]
+            for key, (constant, parts) in self.forms.items()
+        }
+        self._slopes: dict[int, dict[Count, int]] | None = None
+
+    def macs(self, layer: str, operation: str, series: list[int]) -> dict[tuple[int, ...], Fraction]:
+        """The coefficients of a count that has the values `series` at full width and at the probes."""
+        own = [key for key in ((layer, "out"), (layer, "in")) if key in self.sizes]
+        explanations: list[list[tuple[str, str]]] = [[], own, *([key] for key in (*own, *self.sizes))]
+        for keys in explanations:
+            sizes = [int(np.prod([self.sizes[key][i] for key in keys], dtype=object)) for i in range(len(series))]
+            if all(count * sizes[0] == series[0] * size for count, size in zip(series, sizes, strict=True)):
+                return self.product(keys, series[0])
+        return self._by_difference(layer, operation, series)
+
+    def product(self, keys: Sequence[tuple[str, str]], value: int) -> dict[tuple[int, ...], Fraction]:
+        """`value` at full width, proportional to the sizes of the axes `keys`, as products of groups' units."""
+        coefficient = Fraction(value)
+        expanded: dict[tuple[int, ...], Fraction] = {(): Fraction(1)}
+        for key in keys:
+            coefficient /= self.sizes[key][0]
+            constant, parts = self.forms[key]
+            factors = [((), constant), *(((group,), k) for group, k in parts.items())]
+            product: dict[tuple[int, ...], Fraction] = defaultdict(Fraction)
+            for groups, left in expanded.items():
+                for more, right in factors:
+                    product[tuple(sorted((*groups, *more)))] += left * right
+            expanded = product
+        return {groups: factor * coefficient for groups, factor in expanded.items() if factor}
+
+    def _by_difference(self, layer: str, operation: str, series: list[int]) -> dict[tuple[int, ...], Fraction]:
+        """A count that mixes several axes, such as two poolings in one forward: linear, one unit at a time."""
+        if self._slopes is None:
+            self._slopes = {}
+            for index, group in enumerate(self.table.groups):
+                kept: list[IntArray | None] = [None] * len(self.table.groups)
+                kept[index] = np.arange(group.units - 1)
+                if group.units > 1:
+                    less, _ = _counts(slice_layers(self.model, kept_positions(self.table.axes, kept)), self.example)
+                    self._slopes[index] = {key: self.full[key] - less.get(key, 0) for key in self.full}
+        slopes = {
+            index: slope for index, counts in self._slopes.items() if (slope := counts[layer, operation])
+        }
+        constant = series[0] - sum(slope * self.table.groups[index].units for index, slope in slopes.items())
+        return {(): Fraction(constant), **{(index,): Fraction(slope) for index, slope in slopes.items()}}
+
+
+def _counts(model: nn.Module, example: Example) -> tuple[dict[Count, int], tuple[tuple[str, int], ...]]:
+    """fvcore's counts of each module's own operations (not its children's), and what it did not count."""
+    wrapped: nn.Module = _KeywordCall(model, example) if example.kwargs else model
+    with evaluating(model), torch.no_grad():
+        analysis = FlopCountAnalysis(wrapped, example.args)
+        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+        quiet = logging.getLogger("fvcore.nn.jit_analysis")
+        level = quiet.level
+        quiet.setLevel(logging.ERROR)
+        try:
+            by_module = analysis.by_module_and_operator()
+            uncounted = analysis.unsupported_ops()
+        finally:
+            quiet.setLevel(level)
+    own = {name: Counter(counts) for name, counts in by_module.items()}
+    for name, counts in by_module.items():
+        if name:
+            own[name.rpartition(".")[0]].subtract(counts)
+    prefix = "model." if example.kwargs else ""
+    return {
+        (name.removeprefix(prefix) if name != "model" or not prefix else "", operation): int(count)
+        for name, counts in own.items()
+        for operation, count in counts.items()
+        if count
+    }, tuple(sorted(uncounted.items()))
+
+
+class _KeywordCall(nn.Module):
+    """fvcore passes positional inputs alone."""
+
+    def __init__(self, model: nn.Module, example: Example) -> None:
+        super().__init__()
+        self.model, self.example = model, example
+
+    def forward(self) -> Any:
+        return self.example.run(self.model)
+
+
+def _form(axis: Axis) -> Form:
+    """The axis' size as a function of the groups' units."""
+    parts = {}
+    for group in np.unique(axis.groups[axis.groups >= 0]):
+        units = axis.units[axis.groups == group]
+        positions_per_unit = np.bincount(units)
+        assert (positions_per_unit == positions_per_unit[0]).all(), f"units of {axis} differ in size"
+        parts[int(group)] = int(positions_per_unit[0])
+    return int((axis.groups < 0).sum()), parts
+
+
+def _random_units(units: int, rng: np.random.Generator) -> IntArray:
+    return np.arange(int(rng.integers(1, max(units, 2))))  # never all of them, if it has more than one
+
+
+def _parameters(model: nn.Module, table: GroupTable) -> list[tuple[str, nn.Parameter, list[tuple[str, str]]]]:
+    """Each parameter once, with its layer and the axes that slice it."""
+    by_layer: dict[str, list[Axis]] = defaultdict(list)
+    for axis in table.axes:
+        by_layer[axis.layer].append(axis)
+    layers = dict(model.named_modules())
+    found = []
+    for name, parameter in model.named_parameters():
+        layer, _, attribute = name.rpartition(".")
+        axes = [axis.key for axis in by_layer[name]]  # a bare parameter
+        axes += [
+            axis.key
+            for axis in by_layer[layer]
+            if attribute in dict(axis_tensors(layers[layer], axis.side))
+        ]
+        found.append((layer, parameter, axes))
+    return found

@@ -38,8 +38,13 @@ def slice_layers(model: nn.Module, positions: Positions) -> nn.Module:
     for (name, side), kept in positions.items():
         if name in layers:
             _check_fits(layers[name], name, side, kept)
+    # asked before anything is cut: a grouped convolution that keeps one conv-group looks like a plain one afterwards
+    grouped = {name for name, layer in layers.items() if isinstance(layer, CONVOLUTION) and layer.groups > 1}
     for (name, side), kept in positions.items():
-        if name in layers:
+        if name in grouped:
+            if side == "out":  # its inputs go together with its outputs
+                _slice_grouped(layers[name], kept)
+        elif name in layers:
             _slice_layer(layers[name], side, kept)
         else:
             _slice_bare_parameter(slim, name, int(side.removeprefix("dim")), kept)
@@ -56,24 +61,18 @@ def _check_fits(layer: nn.Module, name: str, side: str, kept: IntArray) -> None:
 
 
 def _slice_layer(layer: nn.Module, side: str, kept: IntArray) -> None:
-    grouped = isinstance(layer, CONVOLUTION) and layer.groups > 1
-    if grouped and side == "in":
-        return  # follows from "out": a conv-group's inputs and outputs go together
     # torch-pruning gives every parameter that it cuts requires_grad=True
     trainable = {name: parameter.requires_grad for name, parameter in layer.named_parameters(recurse=False)}
-    if grouped:
-        _slice_grouped(layer, kept)
-    else:
-        pruner = function.PrunerBox[torch_pruning.ops.module2type(layer)]
-        pruner.pruning_dim = -1  # shared by all callers, and a LayerNorm's depends on it
-        size = axis_size(layer, side)
-        assert size is not None
-        dropped = sorted(set(range(size)) - set(kept.tolist()))
-        (pruner.prune_in_channels if side == "in" else pruner.prune_out_channels)(layer, dropped)
-        if isinstance(layer, nn.modules.instancenorm._InstanceNorm) and layer.track_running_stats:
-            # torch-pruning leaves an InstanceNorm's running statistics at full width
-            for name in ("running_mean", "running_var"):
-                setattr(layer, name, getattr(layer, name)[torch.from_numpy(kept)])
+    pruner = function.PrunerBox[torch_pruning.ops.module2type(layer)]
+    pruner.pruning_dim = -1  # shared by all callers, and a LayerNorm's depends on it
+    size = axis_size(layer, side)
+    assert size is not None
+    dropped = sorted(set(range(size)) - set(kept.tolist()))
+    (pruner.prune_in_channels if side == "in" else pruner.prune_out_channels)(layer, dropped)
+    if isinstance(layer, nn.modules.instancenorm._InstanceNorm) and layer.track_running_stats:
+        # torch-pruning leaves an InstanceNorm's running statistics at full width
+        for name in ("running_mean", "running_var"):
+            setattr(layer, name, getattr(layer, name)[torch.from_numpy(kept)])
     for name, parameter in layer.named_parameters(recurse=False):
         parameter.requires_grad_(trainable[name])
 
@@ -82,8 +81,9 @@ def _slice_grouped(layer: nn.Module, kept: IntArray) -> None:
     """Cut whole conv-groups out of a grouped convolution, which torch-pruning would leave invalid."""
     attributes = resized_attributes(layer, "out", len(kept))
     for name, dim in axis_tensors(layer, "out"):
-        index = torch.from_numpy(kept).to(getattr(layer, name).device)
-        setattr(layer, name, nn.Parameter(getattr(layer, name).detach().index_select(dim, index)))
+        full = getattr(layer, name)
+        cut = full.detach().index_select(dim, torch.from_numpy(kept).to(full.device))
+        setattr(layer, name, nn.Parameter(cut, requires_grad=full.requires_grad))
     for name, value in attributes.items():
         setattr(layer, name, value)
 

@@ -1,0 +1,198 @@
+"""What running a sub-network swaps into a model: which tensor is cut how, and copying both ways in blocks.
+
+A kept index set is a handful of contiguous runs (base bins, then free ones), so a sliced tensor is a handful of
+blocks of the full one; torch._foreach_copy_ copies all blocks of all tensors in one call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from nni_cafenet.errors import UnsupportedModel
+from nni_cafenet.layers import axis_size, axis_tensors, resized_attributes
+from nni_cafenet.widths import IntArray
+
+MOST_BLOCKS = 64  # above this one gather per dimension is cheaper than a view for each block
+
+Runs = tuple[tuple[int, int], ...]  # (start, length)
+Block = tuple[tuple[int, int, int, int], ...]  # (dimension, start in the slice, start in the full tensor, length)
+
+
+@dataclass(frozen=True, eq=False)
+class TensorSlice:
+    """One parameter or buffer of `owner`, cut along one or more dimensions."""
+
+    owner: nn.Module
+    name: str
+    kept: tuple[tuple[int, torch.Tensor], ...]  # (dimension, positions)
+    blocks: tuple[Block, ...]  # empty: gather by index instead
+
+    @property
+    def full(self) -> torch.Tensor:
+        """The uncut tensor, looked up anew: it may have been moved or replaced since."""
+        tensor = self._home[self.name]
+        assert tensor is not None
+        return tensor
+
+    @property
+    def _home(self) -> dict[str, Any]:
+        return self.owner._parameters if self.name in self.owner._parameters else self.owner._buffers
+
+    @property
+    def is_parameter(self) -> bool:
+        return self.name in self.owner._parameters
+
+    def empty(self, full: torch.Tensor) -> torch.Tensor:
+        """Uninitialised memory for the slice of `full`, in the same memory format."""
+        shape = list(full.shape)
+        for dim, positions in self.kept:
+            shape[dim] = len(positions)
+        channels_last = full.dim() == 4 and not full.is_contiguous() and full.is_contiguous(
+            memory_format=torch.channels_last
+        )
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        return torch.empty(shape, dtype=full.dtype, device=full.device, memory_format=layout)
+
+    def views(self, part: torch.Tensor, full: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """(view of the slice, view of the full tensor) for each block."""
+        pairs = []
+        for block in self.blocks:
+            inner, outer = part, full
+            for dim, start, source, length in block:
+                inner, outer = inner.narrow(dim, start, length), outer.narrow(dim, source, length)
+            pairs.append((inner, outer))
+        return pairs
+
+
+@dataclass(frozen=True, eq=False)
+class SlicePlan:
+    """Everything about running one sub-network that does not depend on the weights."""
+
+    parameters: tuple[TensorSlice, ...]
+    buffers: tuple[TensorSlice, ...]
+    attributes: tuple[tuple[nn.Module, str, Any], ...]  # (layer, attribute, value while running)
+
+
+def plan_slices(model: nn.Module, positions: Mapping[tuple[str, str], IntArray]) -> SlicePlan:
+    """The plan for running `model` with only these positions, by (layer, side) as SearchSpace.positions gives them.
+
+    Raises:
+        UnsupportedModel: the positions do not fit the model.
+    """
+    layers = dict(model.named_modules())
+    dims: dict[tuple[nn.Module, str], dict[int, IntArray]] = {}
+    attributes: list[tuple[nn.Module, str, Any]] = []
+    for (name, side), kept in positions.items():
+        layer = layers.get(name)
+        if layer is None:
+            owner_name, _, attribute = name.rpartition(".")
+            if attribute not in getattr(layers.get(owner_name), "_parameters", {}):
+                raise UnsupportedModel(f"the model has no layer or parameter {name!r}: use the space built from it")
+            dims.setdefault((layers[owner_name], attribute), {})[int(side.removeprefix("dim"))] = kept
+            continue
+        size = axis_size(layer, side)
+        if size is None or kept[-1] >= size:
+            raise UnsupportedModel(f"{name} has {size} channels on side {side!r}: use the space built from this model")
+        for tensor, dim in axis_tensors(layer, side):
+            dims.setdefault((layer, tensor), {})[dim] = kept
+        attributes += [(layer, key, value) for key, value in resized_attributes(layer, side, len(kept)).items()]
+    slices = [_tensor_slice(owner, name, kept) for (owner, name), kept in dims.items()]
+    return SlicePlan(
+        tuple(piece for piece in slices if piece.is_parameter),
+        tuple(piece for piece in slices if not piece.is_parameter),
+        tuple(attributes),
+    )
+
+
+def gather(slices: Sequence[TensorSlice], full: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The slices of the tensors `full`, detached from any graph."""
+    parts, inner, outer = [], [], []
+    for piece, tensor in zip(slices, full, strict=True):
+        tensor = tensor.detach()
+        if piece.blocks:
+            part = piece.empty(tensor)
+            for left, right in piece.views(part, tensor):
+                inner.append(left)
+                outer.append(right)
+        else:
+            part = tensor
+            for dim, positions in piece.kept:
+                part = part.index_select(dim, positions.to(tensor.device))
+        parts.append(part)
+    if inner:
+        torch._foreach_copy_(inner, outer)
+    return parts
+
+
+def scatter(
+    slices: Sequence[TensorSlice], parts: Sequence[torch.Tensor | None], full: Sequence[torch.Tensor]
+) -> list[torch.Tensor | None]:
+    """Tensors shaped as `full` that hold `parts` in their place and exact zeros elsewhere; None where part is None."""
+    wholes: list[torch.Tensor | None] = []
+    inner, outer = [], []
+    for piece, part, tensor in zip(slices, parts, full, strict=True):
+        if part is None:
+            wholes.append(None)
+            continue
+        whole = torch.zeros_like(tensor)
+        if piece.blocks:
+            for left, right in piece.views(part, whole):
+                inner.append(left)
+                outer.append(right)
+        else:
+            index: list[Any] = [slice(None)] * whole.dim()
+            for place, (dim, positions) in enumerate(piece.kept):
+                shape = [1] * len(piece.kept)
+                shape[place] = -1
+                index[dim] = positions.to(whole.device).view(shape)
+            whole[tuple(index)] = part
+        wholes.append(whole)
+    if inner:
+        torch._foreach_copy_(outer, inner)
+    return wholes
+
+
+class Sliced(torch.autograd.Function):
+    """Differentiable gather: slices of parameters forward, gradients back in place with zeros around them."""
+
+    @staticmethod
+    def forward(ctx: Any, slices: Sequence[TensorSlice], *full: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        ctx.slices, ctx.full = slices, [tensor.detach() for tensor in full]
+        ctx.set_materialize_grads(False)
+        return tuple(gather(slices, full))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        return None, *scatter(ctx.slices, gradients, ctx.full)
+
+
+def _tensor_slice(owner: nn.Module, name: str, kept: dict[int, IntArray]) -> TensorSlice:
+    runs = {dim: _runs(positions) for dim, positions in kept.items()}
+    blocks: list[Block] = []
+    if np.prod([len(runs[dim]) for dim in runs]) <= MOST_BLOCKS:
+        for choice in product(*([(dim, *run) for run in _placed(runs[dim])] for dim in runs)):
+            blocks.append(choice)
+    index = tuple((dim, torch.from_numpy(positions)) for dim, positions in sorted(kept.items()))
+    return TensorSlice(owner, name, index, tuple(blocks))
+
+
+def _runs(positions: IntArray) -> Runs:
+    """Contiguous runs of ascending positions as (start, length)."""
+    cuts = np.flatnonzero(np.diff(positions) != 1) + 1
+    return tuple((int(run[0]), len(run)) for run in np.split(positions, cuts))
+
+
+def _placed(runs: Runs) -> list[tuple[int, int, int]]:
+    """Each run as (start in the slice, start in the full tensor, length)."""
+    placed, start = [], 0
+    for source, length in runs:
+        placed.append((start, source, length))
+        start += length
+    return placed

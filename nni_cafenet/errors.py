@@ -31,9 +31,7 @@ class InfeasibleBudget(CafeNetError, ValueError):
         )
 
     def __reduce__(self) -> tuple[object, ...]:  # keyword-only arguments do not survive the default pickling
-        fields = {
-            name: getattr(self, name) for name in ("limit", "asked", "smallest", "largest", "reason")
-        }
+        fields = {name: getattr(self, name) for name in ("limit", "asked", "smallest", "largest", "reason")}
         return _rebuild_infeasible, (fields,)
 
 

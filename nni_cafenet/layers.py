@@ -1,4 +1,4 @@
-"""Which tensors and attributes of a torch layer carry its output and its input channels: one table for all who slice."""
+"""Which tensors and attributes of a torch layer carry its output and input channels: one table for all who slice."""
 
 from __future__ import annotations
 

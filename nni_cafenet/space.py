@@ -1,4 +1,4 @@
-"""The search space of a model: its width groups with their bins, what they cost, and what cannot be searched. Pure data."""
+"""The search space of a model: width groups, their bins, what they cost, and what cannot be searched. Pure data."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class SearchSpace:
         sharing: SharingPattern | None = None,
         widths: Widths | None = None,
     ) -> SubNetwork:
-        """A sub-network: widths drawn uniformly unless given, its bins by `sharing` (the fixed pattern unless given)."""
+        """A sub-network: widths drawn uniformly unless given, bins by `sharing` (the fixed pattern unless given)."""
         sharing = sharing or Fixed()
         widths = widths or Widths(tuple(int(rng.integers(1, bins.count + 1)) for bins in self.bins))
         kept = (sharing.draw(bins, width, rng) for bins, width in zip(self.bins, widths.bins_kept, strict=True))
@@ -166,9 +166,7 @@ def uniform_widths(space: SearchSpace, budget: Budget | Limits) -> Widths:
 
     def shrunk(factor: float) -> Widths:
         return Widths(
-            tuple(
-                1 + int(np.abs(np.array(bins.edges[1:]) - factor * bins.edges[-1]).argmin()) for bins in space.bins
-            )
+            tuple(1 + int(np.abs(np.array(bins.edges[1:]) - factor * bins.edges[-1]).argmin()) for bins in space.bins)
         )
 
     low, high = 0.0, 1.0

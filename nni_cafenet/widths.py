@@ -136,9 +136,7 @@ class Axis:
         return None if keep.all() else np.flatnonzero(keep)
 
 
-def kept_positions(
-    axes: Iterable[Axis], kept_units: Sequence[IntArray | None]
-) -> dict[tuple[str, str], IntArray]:
+def kept_positions(axes: Iterable[Axis], kept_units: Sequence[IntArray | None]) -> dict[tuple[str, str], IntArray]:
     """Positions that stay, by (layer, side), for every axis that `kept_units` (see Axis.positions) narrows."""
     found = ((axis.key, axis.positions(kept_units)) for axis in axes)
     return {key: positions for key, positions in found if positions is not None}

@@ -1,0 +1,1 @@
+"""What leaves nni_cafenet: slim models, slim files, ONNX, NNI masks."""

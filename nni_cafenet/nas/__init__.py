@@ -1,0 +1,1 @@
+"""NNI: the model space and the strategy; the only importers of nni."""

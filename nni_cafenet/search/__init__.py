@@ -1,0 +1,1 @@
+"""Searchers: asked for widths, told their scores."""

@@ -1,0 +1,1 @@
+"""The supernet: running, training and scoring sub-networks of one shared model."""

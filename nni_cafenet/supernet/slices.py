@@ -54,8 +54,8 @@ class TensorSlice:
         shape = list(full.shape)
         for dim, positions in self.kept:
             shape[dim] = len(positions)
-        channels_last = full.dim() == 4 and not full.is_contiguous() and full.is_contiguous(
-            memory_format=torch.channels_last
+        channels_last = (
+            full.dim() == 4 and not full.is_contiguous() and full.is_contiguous(memory_format=torch.channels_last)
         )
         layout = torch.channels_last if channels_last else torch.contiguous_format
         return torch.empty(shape, dtype=full.dtype, device=full.device, memory_format=layout)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from nni_cafenet.space import SearchSpace
-from nni_cafenet.supernet.slices import SlicePlan, Sliced, gather, plan_slices
+from nni_cafenet.supernet.slices import Sliced, SlicePlan, gather, plan_slices
 from nni_cafenet.widths import SubNetwork
 
 CACHED_PLANS = 32
@@ -27,7 +27,7 @@ class Supernet:
         self.model, self.space = model, space
         self._plans: OrderedDict[SubNetwork, SlicePlan] = OrderedDict()
         self._running = False
-        self._plan(SubNetwork.fixed(space.smallest))  # a space of another model is refused here, not in the middle of training
+        self._plan(SubNetwork.fixed(space.smallest))  # refuses another model's space here, not in mid-training
 
     @contextmanager
     def running(self, sub: SubNetwork) -> Iterator[nn.Module]:

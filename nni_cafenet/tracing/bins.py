@@ -101,6 +101,4 @@ def rebin(space: SearchSpace, rule: BinRule, *, round_to: int = 1, min_channels:
 
 def units_of(groups: Sequence[WidthGroup], bins: Sequence[Bins]) -> tuple[tuple[int, ...], ...]:
     """The table that CostModel wants: units kept at each width."""
-    return tuple(
-        tuple(edge // group.unit for edge in cut.edges) for group, cut in zip(groups, bins, strict=True)
-    )
+    return tuple(tuple(edge // group.unit for edge in cut.edges) for group, cut in zip(groups, bins, strict=True))

@@ -306,7 +306,9 @@ def _gather(axes: list[_OpenAxis], component: IntArray, count: int, reasons: dic
         name = root.layer if names[root.layer] == 1 else f"{root.layer}#{names[root.layer]}"
         group_of[components], unit_of[components] = len(groups), np.arange(len(components))
         ordered = sorted(dict.fromkeys(signature), key=lambda axis: axes[axis].depth)
-        groups.append(WidthGroup(name, channels, tuple(f"{axes[axis].layer}.{axes[axis].side}" for axis in ordered), unit))
+        groups.append(
+            WidthGroup(name, channels, tuple(f"{axes[axis].layer}.{axes[axis].side}" for axis in ordered), unit)
+        )
     table = tuple(
         Axis(axis.layer, axis.side, group_of[positions], unit_of[positions])
         for axis in axes

@@ -129,9 +129,7 @@ class _Fit:
                 if group.units > 1:
                     less, _ = _counts(slice_layers(self.model, kept_positions(self.table.axes, kept)), self.example)
                     self._slopes[index] = {key: self.full[key] - less.get(key, 0) for key in self.full}
-        slopes = {
-            index: slope for index, counts in self._slopes.items() if (slope := counts[layer, operation])
-        }
+        slopes = {index: slope for index, counts in self._slopes.items() if (slope := counts[layer, operation])}
         constant = series[0] - sum(slope * self.table.groups[index].units for index, slope in slopes.items())
         return {(): Fraction(constant), **{(index,): Fraction(slope) for index, slope in slopes.items()}}
 
@@ -199,10 +197,6 @@ def _parameters(model: nn.Module, table: GroupTable) -> list[tuple[str, nn.Param
     for name, parameter in model.named_parameters():
         layer, _, attribute = name.rpartition(".")
         axes = [axis.key for axis in by_layer[name]]  # a bare parameter
-        axes += [
-            axis.key
-            for axis in by_layer[layer]
-            if attribute in dict(axis_tensors(layers[layer], axis.side))
-        ]
+        axes += [axis.key for axis in by_layer[layer] if attribute in dict(axis_tensors(layers[layer], axis.side))]
         found.append((layer, parameter, axes))
     return found

@@ -1,0 +1,91 @@
+"""What a search found, and saving it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from nni_cafenet.cost import Limits
+from nni_cafenet.report import HistoryRow, Report, WidthRow, write_report
+from nni_cafenet.search.searcher import Candidate
+from nni_cafenet.space import SearchSpace
+from nni_cafenet.widths import Widths
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """The outcome of :func:`nni_cafenet.search_widths`. All scores are the supernet's, on the validation batches.
+
+    Args:
+        history: every candidate, in the order in which it was scored.
+        dense: the full network.
+        uniform: the Uniform baseline at the same budget.
+        random: one draw within the same budget.
+        space: the space that was searched.
+        supernet: the trained full-width model, to slice networks from: slice_model(result.supernet, space, sub).
+        limits: the budget in absolute numbers.
+        seconds: wall time by phase.
+        seed: the seed of the search.
+    """
+
+    history: tuple[Candidate, ...]
+    dense: Candidate
+    uniform: Candidate
+    random: Candidate
+    space: SearchSpace
+    supernet: nn.Module = field(repr=False)
+    limits: Limits
+    seconds: Mapping[str, float]
+    seed: int
+
+    @property
+    def best(self) -> Candidate:
+        """The highest score; of equal ones the one with the fewest MACs."""
+        return max(self.history, key=lambda candidate: (candidate.score, -candidate.macs))
+
+    @property
+    def pareto(self) -> tuple[Candidate, ...]:
+        """The candidates that no other beats in both score and MACs, by rising MACs."""
+        front: list[Candidate] = []
+        for candidate in sorted(self.history, key=lambda candidate: (candidate.macs, -candidate.score)):
+            if not front or candidate.score > front[-1].score:
+                front.append(candidate)
+        return tuple(front)
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write result.json, widths.csv and report.html into `folder`; the path of the report."""
+        return write_report(folder, self.report())
+
+    def report(self) -> Report:
+        """What save() writes, as plain data."""
+        summary: dict[str, Any] = {
+            "dense": _row(self.dense),
+            "budget": {name: limit for name, limit in vars(self.limits).items() if limit is not None},
+            "slim": _row(self.best),
+            "uniform": _row(self.uniform),
+            "random": _row(self.random),
+            "widths": self.space.channels(self.best.subnetwork.widths),
+            "seconds": dict(self.seconds),
+            "seed": self.seed,
+            "accuracy_of": "sub-networks of the supernet, by score_fn on valid_batches",
+        }
+        history = tuple(HistoryRow(found.macs, found.params, found.score) for found in self.history)
+        return Report(
+            summary, width_rows(self.space, self.best.subnetwork.widths, self.uniform.subnetwork.widths), history
+        )
+
+
+def width_rows(space: SearchSpace, widths: Widths, uniform: Widths) -> tuple[WidthRow, ...]:
+    """Channels of each group: full, found and Uniform's; `uniform` may be of a finer binning of the same groups."""
+    found, full = space.channels(widths), space.channels(space.largest)
+    even = space.channels(uniform)
+    return tuple(WidthRow(name, full[name], found[name], even[name]) for name in full)
+
+
+def _row(candidate: Candidate) -> dict[str, float]:
+    return {"macs": candidate.macs, "params": candidate.params, "accuracy": candidate.score}

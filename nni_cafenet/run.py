@@ -1,0 +1,220 @@
+"""search_widths: the one file that knows all steps, from a model to the best sub-network within a budget."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import time
+from collections.abc import Iterable
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from torch import nn
+from tqdm.auto import tqdm
+
+from nni_cafenet.checkpoint import Checkpoint
+from nni_cafenet.cost import Budget, Limits
+from nni_cafenet.errors import CafeNetError, InvalidBatches, TrainingDiverged
+from nni_cafenet.modes import evaluating
+from nni_cafenet.result import Result
+from nni_cafenet.search.evolution import Evolution
+from nni_cafenet.search.searcher import Candidate, Searcher, draw_within
+from nni_cafenet.sharing import LocallyFree, SharingPattern
+from nni_cafenet.space import SearchSpace, uniform_widths
+from nni_cafenet.supernet.candidates import Candidates, as_candidates
+from nni_cafenet.supernet.evaluate import Scorer
+from nni_cafenet.supernet.minmin import minmin_step
+from nni_cafenet.supernet.objectives import LossFn, ScoreFn, TorchLoss, accuracy, as_loss, checked_score, cross_entropy
+from nni_cafenet.supernet.supernet import Supernet
+from nni_cafenet.train import OptimizerFn, Recipe, ScheduleFn, cosine, count_batches, first_batches, fit, sgd
+from nni_cafenet.widths import SubNetwork, Widths
+
+logger = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_SAVES = 5.0
+
+
+def search_widths(
+    model: nn.Module,
+    space: SearchSpace,
+    *,
+    train_batches: Iterable[Any],
+    valid_batches: Iterable[Any],
+    budget: Budget,
+    loss_fn: LossFn | TorchLoss | nn.Module = cross_entropy,
+    score_fn: ScoreFn = accuracy,
+    sharing: SharingPattern | None = None,
+    searcher: Searcher | None = None,
+    epochs: int = 60,
+    candidates: Candidates | str = "sampled",
+    score_candidates: Candidates | str | None = None,
+    random_share: float = 0.0,
+    recalibrate_batches: int = 20,
+    optimizer_fn: OptimizerFn = sgd,
+    schedule_fn: ScheduleFn = cosine,
+    checkpoint: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> Result:
+    """Train a supernet of `model`, then search it for the widths of the highest score within `budget`.
+
+    Args:
+        model: where the supernet starts from, pretrained or not; left as it is.
+        space: from build_space(model, example_inputs).
+        train_batches: what the supernet learns from, iterated anew every epoch (a DataLoader or a list).
+        valid_batches: what sub-networks are scored on: a part of the training data, never the test set.
+        budget: the most that the found network may cost.
+        loss_fn: (model, batch) -> scalar tensor, or a torch loss (nn.CrossEntropyLoss(), F.cross_entropy) for batches
+            of (inputs, targets).
+        score_fn: (model in eval mode, batches) -> number, higher is better.
+        sharing: which bins stand for a width; LocallyFree(offset=1), the paper's, unless given.
+        searcher: Evolution(seed=seed), CafeNet-E of the paper, unless given.
+        epochs: of the supernet's training.
+        candidates: which joint choices a training step compares: "sampled", "sampled:5", "tied" or an object.
+        score_candidates: which ones a score is the best of; "coordinate" too; those of training unless given.
+        random_share: lambda of the paper: in this first share of the steps a random candidate is trained instead of
+            the best one.
+        recalibrate_batches: training batches from which each sub-network's BatchNorm statistics are re-estimated.
+        optimizer_fn: parameters -> optimizer, for the supernet.
+        schedule_fn: (optimizer, steps) -> scheduler, stepped every step.
+        checkpoint: a folder; called again with the same one, training and search go on where they were.
+        seed: of everything random. torch's global generators are used and restored.
+        progress: bars on stderr, if that is a terminal.
+
+    Raises:
+        InfeasibleBudget: before anything is trained.
+        InvalidBatches: a loader that yields nothing, or a loss that is not a scalar.
+        InvalidScore: score_fn gives no finite number.
+        TrainingDiverged: the loss is NaN or infinite; the message names the step and the widths.
+        CheckpointMismatch: the checkpoint is damaged or belongs to other settings.
+    """
+    limits = space.limits(budget)
+    if not 0 <= random_share <= 1:
+        raise ValueError(f"random_share must be 0 to 1, but got {random_share}")
+    if recalibrate_batches < 1:
+        raise ValueError(f"recalibrate_batches must be at least 1, but got {recalibrate_batches}")
+    sharing = sharing or LocallyFree(offset=1)
+    searcher = searcher or Evolution(seed=seed)
+    training, scoring = as_candidates(candidates), as_candidates(score_candidates or candidates)
+    loss_of = as_loss(loss_fn)
+    recipe = Recipe(epochs, optimizer_fn, schedule_fn)
+    steps = epochs * count_batches(train_batches)
+    supernet = Supernet(copy.deepcopy(model), space)
+    _try_score(supernet, score_fn, valid_batches)
+    settings = {
+        "space": space.fingerprint(), "sharing": repr(sharing), "candidates": repr(training), "epochs": epochs,
+        "steps": steps, "random_share": random_share, "seed": seed,
+    }  # fmt: skip
+    seconds: dict[str, float] = {}
+
+    start = time.perf_counter()
+    fit(
+        supernet.model.train(), train_batches, recipe,
+        _supernet_step(supernet, loss_of, sharing, training, int(random_share * steps), seed),
+        seed=seed, checkpoint=checkpoint and Checkpoint(checkpoint, "supernet", settings),
+        label="supernet", progress=progress,
+    )  # fmt: skip
+    supernet.model.eval()
+    seconds["supernet"] = time.perf_counter() - start
+
+    start = time.perf_counter()
+    recalibration = first_batches(train_batches, recalibrate_batches, seed=seed, model=supernet.model)
+    scorer = Scorer(supernet, valid_batches, score_fn, recalibration, loss_of, sharing, scoring, seed)
+    searching = {
+        **settings, "score_candidates": repr(scoring), "recalibrate_batches": recalibrate_batches,
+        "searcher": repr(searcher), "limits": repr(limits),
+    }  # fmt: skip
+    references = [
+        space.largest, uniform_widths(space, limits), draw_within(space, limits, np.random.default_rng([seed, 1])),
+    ]  # fmt: skip
+    (dense, uniform, random), history = _search(
+        scorer, searcher, limits, references, checkpoint and Checkpoint(checkpoint, "search", searching), progress
+    )
+    seconds["search"] = time.perf_counter() - start
+    return Result(tuple(history), dense, uniform, random, space, supernet.model, limits, seconds, seed)
+
+
+def _supernet_step(
+    supernet: Supernet, loss_fn: LossFn, sharing: SharingPattern, candidates: Candidates, random_steps: int, seed: int
+) -> Any:
+    def step(batch: Any, number: int) -> float:
+        rng = np.random.default_rng([seed, number])  # of the step alone, so that a resume draws the same
+        widths = supernet.space.sample(rng).widths
+        listed = candidates.listed(supernet.space, widths, sharing, rng)
+        if number < random_steps:
+            listed = [listed[rng.integers(len(listed))]]
+        done = minmin_step(supernet, listed, batch, loss_fn)
+        if not np.isfinite(done.loss):
+            raise TrainingDiverged(
+                f"supernet: the loss is {done.loss} at step {number}, at the widths "
+                f"{supernet.space.channels(widths)}: lower the learning rate, or check the data"
+            )
+        return done.loss
+
+    return step
+
+
+def _search(
+    scorer: Scorer,
+    searcher: Searcher,
+    limits: Limits,
+    references: list[Widths],
+    checkpoint: Checkpoint | None,
+    progress: bool,
+) -> tuple[list[Candidate], list[Candidate]]:
+    space = scorer.supernet.space
+    searcher.begin(space, limits)
+    history: list[Candidate] = []
+    scored: list[Candidate] = []
+    if checkpoint is not None and (state := checkpoint.load()) is not None:
+        searcher.load_state_dict(state["searcher"])
+        history = [_from_plain(plain) for plain in state["history"]]
+        scored = [_from_plain(plain) for plain in state["references"]]
+    saved = time.monotonic()
+
+    def save() -> None:
+        if checkpoint is not None:
+            checkpoint.save({
+                "searcher": searcher.state_dict(), "history": [_to_plain(found) for found in history],
+                "references": [_to_plain(found) for found in scored],
+            })  # fmt: skip
+
+    with tqdm(total=searcher.evaluations, initial=len(history), desc="search", unit="width",
+              disable=None if progress else True, leave=False) as bar:  # fmt: skip
+        scored += [scorer.evaluate(widths) for widths in references[len(scored) :]]
+        while asked := searcher.ask(1):
+            found = scorer.evaluate(asked[0])
+            assert limits.admit(space.cost, asked[0]), "a searcher asks within the limits"
+            searcher.tell([found])
+            history.append(found)
+            bar.update()
+            bar.set_postfix(best=f"{max(other.score for other in history):.4f}", refresh=False)
+            if time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
+                save()
+                saved = time.monotonic()
+    save()
+    if not history:
+        raise CafeNetError(f"{searcher!r} asked for no widths at all")
+    return scored, history
+
+
+def _try_score(supernet: Supernet, score_fn: ScoreFn, valid_batches: Iterable[Any]) -> None:
+    """Score one batch before anything is trained: a broken score function should not cost a night."""
+    batches = list(islice(valid_batches, 1))
+    if not batches or (not hasattr(valid_batches, "__len__") and iter(valid_batches) is valid_batches):
+        raise InvalidBatches("valid_batches yields nothing, or only once: give a DataLoader or a list of batches")
+    with supernet.running(SubNetwork.fixed(supernet.space.largest)) as model, evaluating(model):
+        checked_score(score_fn(model, batches))
+
+
+def _to_plain(found: Candidate) -> dict[str, Any]:
+    kept = [list(bins) for bins in found.subnetwork.kept]
+    return {"kept": kept, "score": found.score, "macs": found.macs, "params": found.params}
+
+
+def _from_plain(plain: dict[str, Any]) -> Candidate:
+    kept = tuple(tuple(bins) for bins in plain["kept"])
+    sub = SubNetwork(Widths(tuple(map(len, kept))), kept)
+    return Candidate(sub, plain["score"], plain["macs"], plain["params"])

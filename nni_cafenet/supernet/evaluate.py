@@ -1,0 +1,62 @@
+"""Max-max scoring: widths are worth what the best sub-network that stands for them is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from nni_cafenet.modes import evaluating
+from nni_cafenet.search.searcher import Candidate
+from nni_cafenet.sharing import SharingPattern
+from nni_cafenet.supernet.candidates import Candidates
+from nni_cafenet.supernet.objectives import LossFn, ScoreFn, checked_score
+from nni_cafenet.supernet.recalibrate import recalibrate
+from nni_cafenet.supernet.supernet import Supernet
+from nni_cafenet.widths import SubNetwork, Widths
+
+
+@dataclass(frozen=True, eq=False)
+class Scorer:
+    """Scores sub-networks of a trained supernet; the same widths get the same score whenever they are asked.
+
+    Args:
+        supernet: trained; left as it is.
+        valid_batches: what score_fn gets.
+        score_fn: higher is better.
+        recalibration_batches: training batches from which BatchNorm statistics are re-estimated for each sub-network.
+        loss_fn: runs the forward on those batches.
+        sharing: which bins may stand for a width.
+        candidates: which joint choices are tried.
+        seed: of the choices that are drawn.
+    """
+
+    supernet: Supernet
+    valid_batches: Iterable[Any]
+    score_fn: ScoreFn
+    recalibration_batches: Sequence[Any]
+    loss_fn: LossFn
+    sharing: SharingPattern
+    candidates: Candidates
+    seed: int = 0
+
+    def score(self, sub: SubNetwork) -> float:
+        """The score of one sub-network after BatchNorm re-estimation.
+
+        Raises:
+            InvalidScore: score_fn gave something that is not a finite number.
+        """
+        with torch.no_grad(), self.supernet.running(sub) as model, evaluating(model):
+            recalibrate(model, self.recalibration_batches, self.loss_fn)
+            return checked_score(self.score_fn(model, self.valid_batches))
+
+    def evaluate(self, widths: Widths) -> Candidate:
+        """The best candidate of `widths`, with its score and cost."""
+        space = self.supernet.space
+        # drawn from the widths themselves, so that the order of questions, or a resume, changes nothing
+        rng = np.random.default_rng([self.seed, *widths.bins_kept])
+        sub, score = self.candidates.best(space, widths, self.sharing, rng, self.score)
+        return Candidate(sub, score, space.cost.macs(widths), space.cost.params(widths))

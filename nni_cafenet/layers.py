@@ -24,6 +24,7 @@ def axis_size(layer: nn.Module, side: str) -> int | None:
 
 def axis_tensors(layer: nn.Module, side: str) -> Tensors:
     """The parameters and buffers that hold one slice for each channel on `side`, with the dimension."""
+    tensors: Tensors
     if isinstance(layer, CONVOLUTION):
         if layer.groups > 1:
             # whole conv-groups are sliced, and dimension 0 runs over them in both kinds of convolution

@@ -38,7 +38,7 @@ class TensorSlice:
     def full(self) -> torch.Tensor:
         """The uncut tensor, looked up anew: it may have been moved or replaced since."""
         tensor = self._home[self.name]
-        assert tensor is not None
+        assert isinstance(tensor, torch.Tensor)
         return tensor
 
     @property

@@ -16,12 +16,14 @@ class Example:
     """Inputs for one forward of a model: a tensor, a tuple or list of positional ones, or a dict of keyword ones."""
 
     def __init__(self, inputs: Any) -> None:
+        self.args: tuple[Any, ...] = ()
+        self.kwargs: dict[str, Any] = {}
         if isinstance(inputs, dict):
-            self.args, self.kwargs = (), dict(inputs)
+            self.kwargs = dict(inputs)
         elif isinstance(inputs, (tuple, list)):
-            self.args, self.kwargs = tuple(inputs), {}
+            self.args = tuple(inputs)
         else:
-            self.args, self.kwargs = (inputs,), {}
+            self.args = (inputs,)
         if not self.tensors:
             raise UnsupportedModel(
                 f"example_inputs holds no tensor, but got {type(inputs).__name__}: give a tensor of shape "

@@ -281,9 +281,9 @@ def _gather(axes: list[_OpenAxis], component: IntArray, count: int, reasons: dic
     for position, index in enumerate(component):
         through[index].append(int(axis_of[position]))
     members: dict[tuple[tuple[int, ...], str | None], list[int]] = defaultdict(list)
-    for index, signature in enumerate(through):
-        if any(axes[axis].producer for axis in signature):
-            members[tuple(signature), reasons.get(index)].append(index)
+    for index, passed in enumerate(through):
+        if any(axes[axis].producer for axis in passed):
+            members[tuple(passed), reasons.get(index)].append(index)
 
     def root_of(signature: tuple[int, ...]) -> int:
         return min((axis for axis in signature if axes[axis].producer), key=lambda axis: axes[axis].depth)

@@ -28,7 +28,7 @@ from nni_cafenet.supernet.evaluate import Scorer
 from nni_cafenet.supernet.minmin import minmin_step
 from nni_cafenet.supernet.objectives import LossFn, ScoreFn, TorchLoss, accuracy, as_loss, checked_score, cross_entropy
 from nni_cafenet.supernet.supernet import Supernet
-from nni_cafenet.train import OptimizerFn, Recipe, ScheduleFn, cosine, count_batches, first_batches, fit, sgd
+from nni_cafenet.train import OptimizerFn, Recipe, ScheduleFn, StepFn, cosine, count_batches, first_batches, fit, sgd
 from nni_cafenet.widths import SubNetwork, Widths
 
 logger = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ def search_widths(
     fit(
         supernet.model.train(), train_batches, recipe,
         _supernet_step(supernet, loss_of, sharing, training, int(random_share * steps), seed),
-        seed=seed, checkpoint=checkpoint and Checkpoint(checkpoint, "supernet", settings),
+        seed=seed, checkpoint=_in_folder(checkpoint, "supernet", settings),
         label="supernet", progress=progress,
     )  # fmt: skip
     supernet.model.eval()
@@ -130,15 +130,19 @@ def search_widths(
         space.largest, uniform_widths(space, limits), draw_within(space, limits, np.random.default_rng([seed, 1])),
     ]  # fmt: skip
     (dense, uniform, random), history = _search(
-        scorer, searcher, limits, references, checkpoint and Checkpoint(checkpoint, "search", searching), progress
+        scorer, searcher, limits, references, _in_folder(checkpoint, "search", searching), progress
     )
     seconds["search"] = time.perf_counter() - start
     return Result(tuple(history), dense, uniform, random, space, supernet.model, limits, seconds, seed)
 
 
+def _in_folder(folder: str | os.PathLike[str] | None, name: str, settings: dict[str, Any]) -> Checkpoint | None:
+    return None if folder is None else Checkpoint(folder, name, settings)
+
+
 def _supernet_step(
     supernet: Supernet, loss_fn: LossFn, sharing: SharingPattern, candidates: Candidates, random_steps: int, seed: int
-) -> Any:
+) -> StepFn:
     def step(batch: Any, number: int) -> float:
         rng = np.random.default_rng([seed, number])  # of the step alone, so that a resume draws the same
         widths = supernet.space.sample(rng).widths

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -162,7 +162,7 @@ def count_batches(batches: Iterable[Any]) -> int:
     Raises:
         InvalidBatches: none.
     """
-    count = len(batches) if hasattr(batches, "__len__") else sum(1 for _ in batches)
+    count = len(batches) if isinstance(batches, Sized) else sum(1 for _ in batches)
     if not count:
         raise InvalidBatches(
             "the loader yields no batch: is the data set smaller than the batch size with drop_last=True, "

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from nni_cafenet.errors import CheckpointMismatch
+from nni_cafenet.files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -78,19 +78,6 @@ class Checkpoint:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
-
-
-@contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A file to write to that takes the place of `path` on success and vanishes on failure; folders are made."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def assert_plain(value: Any, where: str = "state") -> None:

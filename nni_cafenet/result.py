@@ -75,15 +75,13 @@ class Result:
             "accuracy_of": "sub-networks of the supernet, by score_fn on valid_batches",
         }
         history = tuple(HistoryRow(found.macs, found.params, found.score) for found in self.history)
-        return Report(
-            summary, width_rows(self.space, self.best.subnetwork.widths, self.uniform.subnetwork.widths), history
-        )
+        widths = width_rows(self.space, self.best.subnetwork.widths, self.space, self.uniform.subnetwork.widths)
+        return Report(summary, widths, history)
 
 
-def width_rows(space: SearchSpace, widths: Widths, uniform: Widths) -> tuple[WidthRow, ...]:
-    """Channels of each group: full, found and Uniform's; `uniform` may be of a finer binning of the same groups."""
-    found, full = space.channels(widths), space.channels(space.largest)
-    even = space.channels(uniform)
+def width_rows(space: SearchSpace, widths: Widths, uniform_space: SearchSpace, uniform: Widths) -> tuple[WidthRow, ...]:
+    """Channels of each group: full, found, and Uniform's, whose space may be a finer binning of the same groups."""
+    found, full, even = space.channels(widths), space.channels(space.largest), uniform_space.channels(uniform)
     return tuple(WidthRow(name, full[name], found[name], even[name]) for name in full)
 
 

@@ -136,6 +136,12 @@ class Axis:
         return None if keep.all() else np.flatnonzero(keep)
 
 
+def contiguous_runs(positions: IntArray) -> list[tuple[int, int]]:
+    """Ascending positions as (start, length) of their contiguous runs, which are few."""
+    cuts = np.flatnonzero(np.diff(positions) != 1) + 1
+    return [(int(run[0]), len(run)) for run in np.split(positions, cuts)]
+
+
 def kept_positions(axes: Iterable[Axis], kept_units: Sequence[IntArray | None]) -> dict[tuple[str, str], IntArray]:
     """Positions that stay, by (layer, side), for every axis that `kept_units` (see Axis.positions) narrows."""
     found = ((axis.key, axis.positions(kept_units)) for axis in axes)

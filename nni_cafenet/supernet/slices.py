@@ -17,11 +17,10 @@ from torch import nn
 
 from nni_cafenet.errors import UnsupportedModel
 from nni_cafenet.layers import axis_size, axis_tensors, resized_attributes
-from nni_cafenet.widths import IntArray
+from nni_cafenet.widths import IntArray, contiguous_runs
 
 MOST_BLOCKS = 64  # above this one gather per dimension is cheaper than a view for each block
 
-Runs = tuple[tuple[int, int], ...]  # (start, length)
 Block = tuple[tuple[int, int, int, int], ...]  # (dimension, start in the slice, start in the full tensor, length)
 
 
@@ -174,7 +173,7 @@ class Sliced(torch.autograd.Function):
 
 
 def _tensor_slice(owner: nn.Module, name: str, kept: dict[int, IntArray]) -> TensorSlice:
-    runs = {dim: _runs(positions) for dim, positions in kept.items()}
+    runs = {dim: contiguous_runs(positions) for dim, positions in kept.items()}
     blocks: list[Block] = []
     if np.prod([len(runs[dim]) for dim in runs]) <= MOST_BLOCKS:
         for choice in product(*([(dim, *run) for run in _placed(runs[dim])] for dim in runs)):
@@ -183,13 +182,7 @@ def _tensor_slice(owner: nn.Module, name: str, kept: dict[int, IntArray]) -> Ten
     return TensorSlice(owner, name, index, tuple(blocks))
 
 
-def _runs(positions: IntArray) -> Runs:
-    """Contiguous runs of ascending positions as (start, length)."""
-    cuts = np.flatnonzero(np.diff(positions) != 1) + 1
-    return tuple((int(run[0]), len(run)) for run in np.split(positions, cuts))
-
-
-def _placed(runs: Runs) -> list[tuple[int, int, int]]:
+def _placed(runs: list[tuple[int, int]]) -> list[tuple[int, int, int]]:
     """Each run as (start in the slice, start in the full tensor, length)."""
     placed, start = [], 0
     for source, length in runs:

@@ -1,0 +1,244 @@
+"""The command line: parse, load the user's factories, call the library, print what it made."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib
+import importlib.util
+import logging
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nni_cafenet.compare import Data, compare_widths
+from nni_cafenet.cost import Budget
+from nni_cafenet.errors import CafeNetError
+from nni_cafenet.report import Report, read_report, summary_table, write_report
+from nni_cafenet.search.evolution import Evolution
+from nni_cafenet.search.random_search import RandomSearch
+from nni_cafenet.search.searcher import Searcher
+from nni_cafenet.sharing import LocallyFree
+from nni_cafenet.tracing.build import build_space
+from nni_cafenet.train import Recipe, sgd
+
+
+class BadArgument(Exception):
+    """An argument that argparse cannot check by itself."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `nni-cafenet`; the exit status: 0, 1 where the library refuses, 2 for a wrong command line."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(message)s")
+    options.command = shlex.join(["nni-cafenet", *arguments])
+    try:
+        options.run(options)
+    except BadArgument as error:
+        parser.error(str(error))
+    except (CafeNetError, ValueError, FileNotFoundError) as error:
+        print(f"nni-cafenet: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("nni-cafenet: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="nni-cafenet", description="Slim convolutional networks by width search.")
+    parser.add_argument("--verbose", action="store_true", help="log what happens, epoch by epoch")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="the whole job on scikit-learn's digits: minutes on two CPU cores")
+    demo.set_defaults(run=_demo)
+    _add_out(demo)
+    _add_job(demo, budget="35%", epochs=60, train_epochs=30, runs=5)
+
+    inspect = commands.add_parser("inspect", help="what can be searched in a model, what cannot, and why")
+    inspect.set_defaults(run=_inspect)
+    _add_model(inspect, input_required=True)
+
+    search = commands.add_parser("search", help="slim your own model on your own data")
+    search.set_defaults(run=_search)
+    _add_model(search, input_required=False)
+    search.add_argument(
+        "--data", required=True, metavar="WHERE:NAME",
+        help="a function that returns loaders of (inputs, targets): (train, valid, test), the test set's optional",
+    )  # fmt: skip
+    _add_out(search)
+    _add_job(search, budget=None, epochs=60, train_epochs=60, runs=1)
+
+    report = commands.add_parser("report", help="draw report.html anew from the files of a run")
+    report.set_defaults(run=_redraw)
+    report.add_argument("folder", metavar="DIR", help="what --out was")
+    return parser
+
+
+def _add_out(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", required=True, metavar="DIR", help="results and checkpoints; the same one goes on")
+
+
+def _add_model(parser: argparse.ArgumentParser, *, input_required: bool) -> None:
+    parser.add_argument(
+        "--model", required=True, metavar="WHERE:NAME",
+        help="what makes the model: PKG.MOD:NAME, such as torchvision.models:resnet18, or path.py:NAME",
+    )  # fmt: skip
+    parser.add_argument(
+        "--model-args", nargs="*", default=[], metavar="KEY=VALUE", help="for it, such as num_classes=10"
+    )
+    parser.add_argument(
+        "--input", required=input_required, metavar="1,3,224,224", help="shape of an example"
+        + ("" if input_required else "; that of the first training batch unless given"),
+    )  # fmt: skip
+    parser.add_argument("--ignore", nargs="*", default=[], metavar="LAYER", help="names or globs that keep their width")
+    parser.add_argument("--round-to", type=int, default=1, metavar="N", help="channel counts are multiples of N")
+    parser.add_argument("--min-channels", type=int, default=1, metavar="N", help="the least channels of a group")
+    parser.add_argument("--min-bin", type=float, default=1, metavar="BETA", help="smallest bin (eq. 9 of the paper)")
+
+
+def _add_job(parser: argparse.ArgumentParser, *, budget: str | None, epochs: int, train_epochs: int, runs: int) -> None:
+    parser.add_argument("--budget", default=budget, help='MACs: a number, or a percentage such as "50%%"')
+    parser.add_argument("--max-params", help="parameters, likewise")
+    parser.add_argument("--epochs", type=int, default=epochs, help="of the supernet (default %(default)s)")
+    parser.add_argument(
+        "--train-epochs", type=int, default=train_epochs, help="of every network at the end (default %(default)s)"
+    )
+    parser.add_argument("--runs", type=int, default=runs, help="trainings of each network (default %(default)s)")
+    parser.add_argument("--lr", type=float, default=0.1, help="learning rate of SGD (default %(default)s)")
+    parser.add_argument("--offset", type=int, default=1, help="r of locally free sharing; 0 is the fixed pattern")
+    parser.add_argument("--candidates", default="sampled", help="sampled, sampled:COUNT or tied (default %(default)s)")
+    parser.add_argument("--searcher", choices=("evolution", "random"), default="evolution")
+    parser.add_argument("--population", type=int, default=20, help="of a generation (default %(default)s)")
+    parser.add_argument("--generations", type=int, default=10, help="as many as that times (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from nni_cafenet.demo import IMAGE_SHAPE, DigitsNet, digits
+
+    _run_job(options, DigitsNet, digits(seed=options.seed), torch.zeros(IMAGE_SHAPE))
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    factory = _model_factory(options)
+    print(_space(options, factory, torch.zeros(_shape(options.input))).describe())
+
+
+def _search(options: argparse.Namespace) -> None:
+    if options.budget is None and options.max_params is None:
+        raise BadArgument("give --budget, --max-params or both")
+    factory = _model_factory(options)
+    loaders = tuple(_load(options.data, "--data")())
+    if len(loaders) not in (2, 3):
+        raise BadArgument(
+            f"{options.data} must return (train, valid) or (train, valid, test), but it returned {len(loaders)} values"
+        )
+    if len(loaders) == 2:
+        print("no test loader: accuracies are those on the validation data, by which the widths were selected")
+    data = Data(loaders[0], loaders[1], loaders[-1])
+    example = torch.zeros(_shape(options.input)) if options.input else next(iter(data.train))[0][:1]
+    _run_job(options, factory, data, example)
+
+
+def _redraw(options: argparse.Namespace) -> None:
+    print(f"{write_report(options.folder, read_report(options.folder))}")
+
+
+def _run_job(options: argparse.Namespace, factory: Callable[[], Any], data: Data, example: torch.Tensor) -> None:
+    space = _space(options, factory, example)
+    print(f"{len(space.groups)} groups, {space.cost.macs(space.largest):,} MACs; results go to {options.out}")
+    report = compare_widths(
+        factory, space, data, example_inputs=example,
+        budget=Budget(max_macs=_number(options.budget), max_params=_number(options.max_params)),
+        recipe=Recipe(options.train_epochs, partial(_sgd, lr=options.lr)), folder=options.out, runs=options.runs,
+        seed=options.seed, command=options.command, sharing=LocallyFree(offset=options.offset),
+        searcher=_searcher(options), epochs=options.epochs, candidates=options.candidates,
+        optimizer_fn=partial(_sgd, lr=options.lr),
+    )  # fmt: skip
+    _print(report, options.out)
+
+
+def _print(report: Report, folder: str) -> None:
+    print(summary_table(report))
+    print(f"\n{Path(folder) / 'report.html'}: widths, search history, accuracy over MACs")
+    print(f"{Path(folder) / 'slim.safetensors'}: the slim network; load it with nni_cafenet.load_slim")
+
+
+def _space(options: argparse.Namespace, factory: Callable[[], Any], example: torch.Tensor) -> Any:
+    names = ("ignore", "round_to", "min_channels", "min_bin")
+    return build_space(factory(), example, **{name: getattr(options, name) for name in names if name in options})
+
+
+def _sgd(parameters: Any, lr: float) -> torch.optim.Optimizer:
+    optimizer = sgd(parameters)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    return optimizer
+
+
+def _searcher(options: argparse.Namespace) -> Searcher:
+    if options.searcher == "random":
+        return RandomSearch(evaluations=options.population * options.generations, seed=options.seed)
+    return Evolution(population=options.population, generations=options.generations, seed=options.seed)
+
+
+def _model_factory(options: argparse.Namespace) -> Callable[[], Any]:
+    arguments = {}
+    for pair in options.model_args:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.isidentifier():
+            raise BadArgument(f"--model-args takes KEY=VALUE, such as num_classes=10, but got {pair!r}")
+        try:
+            arguments[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            arguments[key] = value  # a bare word is a string
+    return partial(_load(options.model, "--model"), **arguments)
+
+
+def _load(where: str, option: str) -> Callable[..., Any]:
+    """What PKG.MOD:NAME or path.py:NAME names."""
+    module_name, colon, name = where.rpartition(":")
+    if not colon or not module_name or not name:
+        raise BadArgument(f"{option} takes PKG.MOD:NAME or path.py:NAME, but got {where!r}")
+    if module_name.endswith(".py"):
+        path = Path(module_name)
+        if not path.is_file():
+            raise BadArgument(f"{option}: there is no file {module_name}")
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[path.stem] = module  # so that data loaders' worker processes can pickle what it defines
+        sys.path.insert(0, str(path.parent))
+        spec.loader.exec_module(module)
+    else:
+        sys.path.insert(0, "")
+        try:
+            module = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            raise BadArgument(f"{option}: cannot import {module_name!r}: {error}") from error
+    if not callable(getattr(module, name, None)):
+        raise BadArgument(f"{option}: {module_name} has no function or class {name!r}")
+    return getattr(module, name)  # type: ignore[no-any-return]
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+        raise BadArgument(f"--input takes a shape such as 1,3,224,224, but got {text!r}")
+    return tuple(map(int, parts))
+
+
+def _number(text: str | None) -> str | float | None:
+    """A budget as the library takes it: a number where it is one, else the text, which the library judges."""
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return text

@@ -1,0 +1,200 @@
+"""The whole job from a factory to a report: dense, slim, Uniform and Random networks under one training recipe."""
+
+from __future__ import annotations
+
+import logging
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from nni_cafenet.checkpoint import Checkpoint
+from nni_cafenet.cost import Budget, Limits
+from nni_cafenet.errors import InfeasibleBudget
+from nni_cafenet.export.slicing import slice_model
+from nni_cafenet.export.slim_file import save_slim
+from nni_cafenet.modes import evaluating
+from nni_cafenet.report import Report, write_report
+from nni_cafenet.result import Result, width_rows
+from nni_cafenet.run import search_widths
+from nni_cafenet.search.searcher import draw_within
+from nni_cafenet.space import SearchSpace, uniform_widths
+from nni_cafenet.supernet.objectives import LossFn, ScoreFn, TorchLoss, accuracy, checked_score, cross_entropy
+from nni_cafenet.tracing.bins import SingleChannels, rebin
+from nni_cafenet.tracing.macs import count_macs
+from nni_cafenet.train import Recipe, train_model
+from nni_cafenet.widths import SubNetwork
+
+logger = logging.getLogger(__name__)
+
+Factory = Callable[[], nn.Module]
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """Batches by their use. Nothing is selected by `test`, which is looked at once for each network, at the end.
+
+    Args:
+        train: what every network is trained on.
+        valid: what the search selects by, a part of the training data that `train` does not hold.
+        test: what accuracies are reported on.
+    """
+
+    train: Iterable[Any]
+    valid: Iterable[Any]
+    test: Iterable[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """A network to be trained: the full one, or what (space, subnetwork) cuts out of it."""
+
+    space: SearchSpace
+    subnetwork: SubNetwork
+
+    def make(self, factory: Factory, *, seed: int) -> nn.Module:
+        """A freshly initialised network of these widths; the same one for the same seed."""
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return slice_model(factory(), self.space, self.subnetwork)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds per image."""
+        return self.space.cost.macs(self.subnetwork.widths)
+
+    @property
+    def params(self) -> int:
+        """Parameters."""
+        return self.space.cost.params(self.subnetwork.widths)
+
+
+def compare_widths(
+    factory: Factory,
+    space: SearchSpace,
+    data: Data,
+    *,
+    example_inputs: Any,
+    budget: Budget,
+    recipe: Recipe,
+    folder: str | os.PathLike[str],
+    runs: int = 3,
+    seed: int = 0,
+    loss_fn: LossFn | TorchLoss | nn.Module = cross_entropy,
+    score_fn: ScoreFn = accuracy,
+    command: str | None = None,
+    progress: bool = True,
+    **search_options: Any,
+) -> Report:
+    """Search `space` within `budget`, then train the found network, the dense one, Uniform and Random alike.
+
+    Every network is trained from scratch with the same recipe, data and number of updates, `runs` times with the
+    seeds seed, seed + 1, ...; Random is another draw in each. Uniform and Random are drawn channel by channel, not in
+    bins, and fill the same budget. Called again with the same folder, it goes on where it was.
+
+    Args:
+        factory: makes the dense network, freshly initialised.
+        space: of that network.
+        data: for training, selection and the final score.
+        example_inputs: for counting the exported network by fvcore.
+        budget: of the slim networks.
+        recipe: of every final training.
+        folder: where result.json, widths.csv, history.csv, report.html, slim.safetensors and checkpoints go.
+        runs: trainings of each network.
+        seed: of the search and the first run.
+        command: what to type to get the same, for the report.
+        search_options: for :func:`nni_cafenet.search_widths`, such as epochs and searcher.
+
+    Raises:
+        InfeasibleBudget: before anything is trained, or where the exported network does not fit.
+    """
+    if runs < 1:
+        raise ValueError(f"runs must be at least 1, but got {runs}")
+    limits = space.limits(budget)
+    folder = Path(folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = factory()
+    result = search_widths(
+        model, space, train_batches=data.train, valid_batches=data.valid, budget=budget, loss_fn=loss_fn,
+        score_fn=score_fn, checkpoint=folder / "checkpoints", seed=seed, progress=progress, **search_options,
+    )  # fmt: skip
+    networks = _networks(space, result, limits, runs=runs, seed=seed)
+    start = time.perf_counter()
+    scores: dict[str, list[float]] = {name: [] for name in networks}
+    settings = {"recipe": repr(recipe), "limits": repr(limits)}
+    trainings = [(name, run) for run in range(runs) for name in networks]
+    for name, run in tqdm(trainings, desc="training", unit="network", disable=None if progress else True, leave=False):
+        network = networks[name][run]
+        trained = network.make(factory, seed=seed + run)
+        widths = list(network.subnetwork.widths.bins_kept)
+        place = Checkpoint(folder / "checkpoints", f"{name}-{run}", {**settings, "widths": widths, "seed": seed + run})
+        train_model(
+            trained, data.train, recipe, loss_fn=loss_fn, seed=seed + run, checkpoint=place,
+            label=f"{name} {run + 1}/{runs}", progress=progress,
+        )  # fmt: skip
+        with evaluating(trained):
+            scores[name].append(checked_score(score_fn(trained, data.test)))
+        if (name, run) == ("slim", 0):
+            _check_fits(trained, example_inputs, limits, space)
+            save_slim(trained, network.space, network.subnetwork, folder / "slim.safetensors")
+    seconds = {**result.seconds, "training": time.perf_counter() - start}
+    report = _report(result, networks, scores, seconds, command)
+    write_report(folder, report)
+    return report
+
+
+def _networks(space: SearchSpace, result: Result, limits: Limits, *, runs: int, seed: int) -> dict[str, list[Network]]:
+    """Each network's widths in each run; all are initialised and cut alike, by the fixed pattern."""
+    fine = rebin(space, SingleChannels())
+    drawn = (draw_within(fine, limits, np.random.default_rng([seed + run, 1])) for run in range(runs))
+    return {
+        "dense": [Network(space, SubNetwork.fixed(space.largest))] * runs,
+        "slim": [Network(space, SubNetwork.fixed(result.best.subnetwork.widths))] * runs,
+        "uniform": [Network(fine, SubNetwork.fixed(uniform_widths(fine, limits)))] * runs,
+        "random": [Network(fine, SubNetwork.fixed(widths)) for widths in drawn],
+    }
+
+
+def _check_fits(slim: nn.Module, example_inputs: Any, limits: Limits, space: SearchSpace) -> None:
+    macs = count_macs(slim, example_inputs)
+    if limits.max_macs is not None and macs > limits.max_macs:
+        raise InfeasibleBudget(
+            limit="max_macs", asked=limits.max_macs, smallest=space.cost.macs(space.smallest),
+            largest=space.cost.macs(space.largest), reason=f"is exceeded by the exported network, {macs:,} by fvcore",
+        )  # fmt: skip
+
+
+def _report(
+    result: Result,
+    networks: Mapping[str, list[Network]],
+    scores: Mapping[str, list[float]],
+    seconds: Mapping[str, float],
+    command: str | None,
+) -> Report:
+    base = result.report()
+    summary = dict(base.summary)
+    for name, of_runs in networks.items():
+        summary[name] = {
+            "macs": round(statistics.mean(network.macs for network in of_runs)),
+            "params": round(statistics.mean(network.params for network in of_runs)),
+            "accuracy": statistics.mean(scores[name]),
+            "accuracy_std": statistics.stdev(scores[name]) if len(scores[name]) > 1 else 0.0,
+            "accuracies": scores[name],
+        }
+    summary["seconds"] = dict(seconds)
+    summary["runs"] = len(scores["slim"])
+    summary["accuracy_of"] = "networks trained from scratch with one recipe, on the test data"
+    if command is not None:
+        summary["command"] = command
+    uniform = networks["uniform"][0]
+    rows = width_rows(result.space, result.best.subnetwork.widths, uniform.space, uniform.subnetwork.widths)
+    return replace(base, summary=summary, widths=rows)

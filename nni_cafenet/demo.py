@@ -19,7 +19,7 @@ class DigitsNet(nn.Module):
     Shapes: (N, 1, 8, 8) -> (N, 10).
     """
 
-    def __init__(self, *, width: int = 16, classes: int = 10) -> None:
+    def __init__(self, *, width: int = 8, classes: int = 10) -> None:
         super().__init__()
         wide = 2 * width
         self.stem = _conv(1, width)

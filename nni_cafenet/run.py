@@ -6,9 +6,9 @@ import copy
 import logging
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from torch import nn
@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from nni_cafenet.checkpoint import Checkpoint
 from nni_cafenet.cost import Budget, Limits
-from nni_cafenet.errors import CafeNetError, InvalidBatches, TrainingDiverged
+from nni_cafenet.errors import CafeNetError, InvalidBatches
 from nni_cafenet.modes import evaluating
 from nni_cafenet.result import Result
 from nni_cafenet.search.evolution import Evolution
@@ -25,7 +25,7 @@ from nni_cafenet.sharing import LocallyFree, SharingPattern
 from nni_cafenet.space import SearchSpace, uniform_widths
 from nni_cafenet.supernet.candidates import Candidates, as_candidates
 from nni_cafenet.supernet.evaluate import Scorer
-from nni_cafenet.supernet.minmin import minmin_step
+from nni_cafenet.supernet.minmin import MinMin
 from nni_cafenet.supernet.objectives import LossFn, ScoreFn, TorchLoss, accuracy, as_loss, checked_score, cross_entropy
 from nni_cafenet.supernet.supernet import Supernet
 from nni_cafenet.train import OptimizerFn, Recipe, ScheduleFn, StepFn, cosine, count_batches, first_batches, fit, sgd
@@ -91,10 +91,7 @@ def search_widths(
         CheckpointMismatch: the checkpoint is damaged or belongs to other settings.
     """
     limits = space.limits(budget)
-    if not 0 <= random_share <= 1:
-        raise ValueError(f"random_share must be 0 to 1, but got {random_share}")
-    if recalibrate_batches < 1:
-        raise ValueError(f"recalibrate_batches must be at least 1, but got {recalibrate_batches}")
+    check_numbers(random_share, recalibrate_batches)
     sharing = sharing or LocallyFree(offset=1)
     searcher = searcher or Evolution(seed=seed)
     training, scoring = as_candidates(candidates), as_candidates(score_candidates or candidates)
@@ -112,50 +109,79 @@ def search_widths(
     start = time.perf_counter()
     fit(
         supernet.model.train(), train_batches, recipe,
-        _supernet_step(supernet, loss_of, sharing, training, int(random_share * steps), seed),
+        _supernet_step(MinMin(supernet, sharing, training, int(random_share * steps), seed), loss_of),
         seed=seed, checkpoint=_in_folder(checkpoint, "supernet", settings),
         label="supernet", progress=progress,
     )  # fmt: skip
     supernet.model.eval()
     seconds["supernet"] = time.perf_counter() - start
 
-    start = time.perf_counter()
     recalibration = first_batches(train_batches, recalibrate_batches, seed=seed, model=supernet.model)
     scorer = Scorer(supernet, valid_batches, score_fn, recalibration, loss_of, sharing, scoring, seed)
     searching = {
         **settings, "score_candidates": repr(scoring), "recalibrate_batches": recalibrate_batches,
         "searcher": repr(searcher), "limits": repr(limits),
     }  # fmt: skip
+    return search_supernet(
+        scorer, searcher, limits,
+        checkpoint=_in_folder(checkpoint, "search", searching), progress=progress, seconds=seconds,
+    )  # fmt: skip
+
+
+class Memory(Protocol):
+    """Where a search keeps its state: a Checkpoint, or anything that gives back what it was given."""
+
+    def load(self) -> dict[str, Any] | None: ...
+
+    def save(self, state: Mapping[str, Any]) -> None: ...
+
+
+def search_supernet(
+    scorer: Scorer,
+    searcher: Searcher,
+    limits: Limits,
+    *,
+    checkpoint: Memory | None = None,
+    progress: bool = True,
+    seconds: Mapping[str, float] | None = None,
+) -> Result:
+    """The half of :func:`search_widths` that comes after training: score what `searcher` asks for, and the baselines.
+
+    Args:
+        scorer: of a trained supernet; its seed is the result's.
+        searcher: any, begun here.
+        limits: from space.limits(budget).
+        checkpoint: goes on from the state in it.
+        progress: a bar on stderr, if that is a terminal.
+        seconds: wall time of the phases before, for the result.
+    """
+    start = time.perf_counter()
+    space = scorer.supernet.space
     references = [
-        space.largest, uniform_widths(space, limits), draw_within(space, limits, np.random.default_rng([seed, 1])),
+        space.largest, uniform_widths(space, limits), draw_within(space, limits, np.random.default_rng([scorer.seed, 1])),
     ]  # fmt: skip
-    (dense, uniform, random), history = _search(
-        scorer, searcher, limits, references, _in_folder(checkpoint, "search", searching), progress
-    )
-    seconds["search"] = time.perf_counter() - start
-    return Result(tuple(history), dense, uniform, random, space, supernet.model, limits, seconds, seed)
+    (dense, uniform, random), history = _search(scorer, searcher, limits, references, checkpoint, progress)
+    took = {**(seconds or {}), "search": time.perf_counter() - start}
+    return Result(tuple(history), dense, uniform, random, space, scorer.supernet.model, limits, took, scorer.seed)
+
+
+def check_numbers(random_share: float, recalibrate_batches: int) -> None:
+    """Raise ValueError where a number that every front end takes makes no sense."""
+    if not 0 <= random_share <= 1:
+        raise ValueError(f"random_share must be 0 to 1, but got {random_share}")
+    if recalibrate_batches < 1:
+        raise ValueError(f"recalibrate_batches must be at least 1, but got {recalibrate_batches}")
 
 
 def _in_folder(folder: str | os.PathLike[str] | None, name: str, settings: dict[str, Any]) -> Checkpoint | None:
     return None if folder is None else Checkpoint(folder, name, settings)
 
 
-def _supernet_step(
-    supernet: Supernet, loss_fn: LossFn, sharing: SharingPattern, candidates: Candidates, random_steps: int, seed: int
-) -> StepFn:
+def _supernet_step(training: MinMin, loss_fn: LossFn) -> StepFn:
     def step(batch: Any, number: int) -> float:
-        rng = np.random.default_rng([seed, number])  # of the step alone, so that a resume draws the same
-        widths = supernet.space.sample(rng).widths
-        listed = candidates.listed(supernet.space, widths, sharing, rng)
-        if number < random_steps:
-            listed = [listed[rng.integers(len(listed))]]
-        done = minmin_step(supernet, listed, batch, loss_fn)
-        if not np.isfinite(done.loss):
-            raise TrainingDiverged(
-                f"supernet: the loss is {done.loss} at step {number}, at the widths "
-                f"{supernet.space.channels(widths)}: lower the learning rate, or check the data"
-            )
-        return done.loss
+        loss = training.loss(batch, number, loss_fn)
+        loss.backward()
+        return float(loss.detach())
 
     return step
 
@@ -165,7 +191,7 @@ def _search(
     searcher: Searcher,
     limits: Limits,
     references: list[Widths],
-    checkpoint: Checkpoint | None,
+    checkpoint: Memory | None,
     progress: bool,
 ) -> tuple[list[Candidate], list[Candidate]]:
     space = scorer.supernet.space

@@ -157,8 +157,10 @@ class SearchSpace:
 def uniform_widths(space: SearchSpace, budget: Budget | Limits) -> Widths:
     """The baseline "Uniform": one factor shrinks every group, the largest that meets `budget`.
 
-    Each group keeps the number of bins whose channels come nearest to factor * channels. In a space of coarse bins
-    that is a rough shrink: rebin to single channels for a fair baseline.
+    Each group keeps the number of bins whose channels come nearest to factor * channels. Where the next larger factor
+    widens several groups at once and not all fit, those that do are widened, in the model's order, so that the
+    baseline makes the most of its budget. In a space of coarse bins that is a rough shrink: rebin to SingleChannels
+    for a fair baseline.
 
     Raises:
         InfeasibleBudget: no sub-network meets the budget, or it makes no sense.
@@ -166,9 +168,8 @@ def uniform_widths(space: SearchSpace, budget: Budget | Limits) -> Widths:
     limits = space.limits(budget) if isinstance(budget, Budget) else budget
 
     def shrunk(factor: float) -> Widths:
-        return Widths(
-            tuple(1 + int(np.abs(np.array(bins.edges[1:]) - factor * bins.edges[-1]).argmin()) for bins in space.bins)
-        )
+        nearest = (np.abs(np.array(bins.edges[1:]) - factor * bins.edges[-1]).argmin() for bins in space.bins)
+        return Widths(tuple(1 + int(place) for place in nearest))
 
     low, high = 0.0, 1.0
     if limits.admit(space.cost, shrunk(high)):
@@ -176,9 +177,14 @@ def uniform_widths(space: SearchSpace, budget: Budget | Limits) -> Widths:
     for _ in range(60):  # bisection: costs rise with the factor; 60 halvings reach the float's precision
         middle = (low + high) / 2
         low, high = (middle, high) if limits.admit(space.cost, shrunk(middle)) else (low, middle)
-    if not limits.admit(space.cost, shrunk(low)):
+    found = shrunk(low)
+    if not limits.admit(space.cost, found):
         raise CafeNetError("these limits admit no network of this space: make them with space.limits(budget)")
-    return shrunk(low)
+    for group, width in enumerate(shrunk(high).bins_kept):
+        wider = Widths((*found.bins_kept[:group], width, *found.bins_kept[group + 1 :]))
+        if limits.admit(space.cost, wider):
+            found = wider
+    return found
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:

@@ -36,8 +36,7 @@ def slice_layers(model: nn.Module, positions: Positions) -> nn.Module:
     slim.zero_grad(set_to_none=True)
     layers = dict(slim.named_modules())
     for (name, side), kept in positions.items():
-        if name in layers:
-            _check_fits(layers[name], name, side, kept)
+        _check_fits(layers.get(name), name, side, kept)
     # asked before anything is cut: a grouped convolution that keeps one conv-group looks like a plain one afterwards
     grouped = {name for name, layer in layers.items() if isinstance(layer, CONVOLUTION) and layer.groups > 1}
     for (name, side), kept in positions.items():
@@ -51,12 +50,14 @@ def slice_layers(model: nn.Module, positions: Positions) -> nn.Module:
     return slim
 
 
-def _check_fits(layer: nn.Module, name: str, side: str, kept: IntArray) -> None:
-    size = axis_size(layer, side)
+def _check_fits(layer: nn.Module | None, name: str, side: str, kept: IntArray) -> None:
+    if layer is None and side.startswith("dim"):
+        return  # a bare parameter, looked for when it is cut
+    size = None if layer is None else axis_size(layer, side)
     if size is None or kept[-1] >= size:
         raise UnsupportedModel(
-            f"{name} has {size} channels on side {side!r}, but the sub-network keeps number {kept[-1]}: "
-            f"this is not the model that the space was built from"
+            f"the sub-network keeps channel {kept[-1]} of layer {name!r} on side {side!r}, and the model has "
+            f"{size or 'none'} there: this is not the model that the space was built from"
         )
 
 

@@ -1,0 +1,208 @@
+"""The figures of a report: SVG files from plain numbers, drawn without pyplot and its global state."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+
+# Okabe and Ito's colours, told apart with any colour vision; each network has a marker of its own as well.
+COLORS = {"dense": "#000000", "slim": "#0072B2", "uniform": "#D55E00", "random": "#AA4499"}
+MARKERS = {"dense": "s", "slim": "o", "uniform": "^", "random": "D"}
+FULL, CANDIDATE, FRONT, LIMIT = "#D4D8DC", "#8A9199", "#009E73", "#6B7280"
+
+PAGE_INCHES = 11.5
+LEGEND_ABOVE = {"loc": "lower left", "bbox_to_anchor": (0, 1), "frameon": False, "borderaxespad": 0.3}
+NAME_CHARACTERS = 26
+MANY_DOTS = 3000  # above which they are embedded as an image, or the file grows by 100 bytes a dot
+
+
+@dataclass(frozen=True)
+class Point:
+    """A trained or scored network; `std` is the accuracy's standard deviation over several runs, None if unknown."""
+
+    name: str
+    macs: int
+    accuracy: float
+    std: float | None = None
+
+
+def draw_widths(groups: Sequence[str], full: Sequence[int], chosen: Mapping[str, Sequence[int]]) -> bytes:
+    """The channels of each group, as numbers and as shares of the full width.
+
+    Args:
+        groups: names.
+        full: channels of the full network.
+        chosen: channels by network, "slim" and perhaps "uniform".
+    """
+    many = len(groups) > 12
+    with _style():
+        if many:
+            figure = Figure(figsize=(max(PAGE_INCHES, 1.2 + 0.2 * len(groups)), 6.6), layout="constrained")
+            upper, lower = figure.subplots(2, 1, sharex=True)
+            upper.tick_params(labelbottom=False)
+        else:
+            figure = Figure(figsize=(PAGE_INCHES, 3.6), layout="constrained")
+            upper, lower = figure.subplots(1, 2)
+        _bars(upper, full, chosen)
+        upper.set_ylabel("channels")
+        shares = {name: [part / of for part, of in zip(counts, full, strict=True)] for name, counts in chosen.items()}
+        _bars(lower, [1.0] * len(full), shares)
+        lower.set_ylabel("channels, % of full")
+        lower.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+        upper.legend(ncols=3, **LEGEND_ABOVE)
+        slant = {"rotation": 90} if many else {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
+        for axes in (lower,) if many else (upper, lower):
+            labels = [_shortened(name) for name in groups]
+            axes.set_xticks(range(len(groups)), labels, fontsize=8, parse_math=False, **slant)
+        return _svg(figure)
+
+
+def draw_history(scores: Sequence[float]) -> bytes:
+    """The score of each candidate in the order of scoring, and the best so far."""
+    with _style():
+        figure = Figure(figsize=(PAGE_INCHES, 3.2), layout="constrained")
+        axes = figure.subplots()
+        order = range(1, len(scores) + 1)
+        _dots(axes, order, scores)
+        axes.plot(order, list(accumulate(scores, max)), color=COLORS["slim"], drawstyle="steps-post", label="best so far")
+        axes.set_xlabel("candidates scored")
+        axes.set_ylabel("score in the supernet")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.margins(x=0.01)
+        axes.legend(ncols=2, **LEGEND_ABOVE)
+        return _svg(figure)
+
+
+def draw_accuracy(
+    candidates: Sequence[tuple[int, float]], networks: Sequence[Point], *, max_macs: int | None, accuracy_of: str
+) -> bytes:
+    """Accuracy over MACs, in two panels with scales of their own: the candidates' scores, and the networks'.
+
+    Args:
+        candidates: (macs, score) of each, from the supernet.
+        networks: those to compare, named "dense", "slim", "uniform", "random".
+        max_macs: the budget, if it bounds the MACs.
+        accuracy_of: what the networks' accuracies are.
+    """
+    with _style():
+        figure = Figure(figsize=(PAGE_INCHES, 4.2), layout="constrained")
+        left, right = figure.subplots(1, 2) if candidates else (None, figure.subplots())
+        if left is not None:
+            _draw_candidates(left, candidates)
+        _draw_networks(right, networks)
+        right.set_title("\n".join(textwrap.wrap(accuracy_of, 72)), parse_math=False)
+        for axes in figure.axes:
+            if max_macs is not None:
+                axes.axvline(max_macs, color=LIMIT, linestyle="--", linewidth=1, label="budget", zorder=1)
+            _macs_axis(axes)
+            axes.legend(loc="lower right")
+        return _svg(figure)
+
+
+def pareto(candidates: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """The (macs, score) that no other beats in both, by rising MACs."""
+    front: list[tuple[int, float]] = []
+    for macs, score in sorted(candidates, key=lambda candidate: (candidate[0], -candidate[1])):
+        if not front or score > front[-1][1]:
+            front.append((macs, score))
+    return front
+
+
+def _bars(axes: Axes, full: Sequence[float], chosen: Mapping[str, Sequence[float]]) -> None:
+    places = range(len(full))
+    axes.bar(places, full, width=0.86, color=FULL, label="full")
+    axes.bar(places, chosen["slim"], width=0.5, color=COLORS["slim"], label="slim")
+    if "uniform" in chosen:
+        ends = [place - 0.43 for place in places], [place + 0.43 for place in places]
+        axes.hlines(chosen["uniform"], *ends, color=COLORS["uniform"], linewidth=2, label="Uniform")
+    axes.set_xlim(-0.6, len(full) - 0.4)
+    axes.grid(axis="x", visible=False)
+
+
+def _dots(axes: Axes, x: Sequence[float], y: Sequence[float]) -> None:
+    many = len(x) > MANY_DOTS
+    axes.scatter(x, y, s=9, color=CANDIDATE, alpha=0.6, linewidths=0, rasterized=many, label="candidate", zorder=2)
+
+
+def _draw_candidates(axes: Axes, candidates: Sequence[tuple[int, float]]) -> None:
+    _dots(axes, *zip(*candidates, strict=True))
+    front = list(zip(*pareto(candidates), strict=True))
+    axes.plot(*front, color=FRONT, marker=".", drawstyle="steps-post", label="Pareto front", zorder=3)
+    macs, score = max(candidates, key=lambda candidate: (candidate[1], -candidate[0]))
+    color, marker = COLORS["slim"], MARKERS["slim"]
+    axes.plot(macs, score, marker, color=color, markersize=9, markeredgecolor="white", label="slim, the best", zorder=4)
+    axes.set_title("candidates of the search, as sub-networks of the supernet")
+    axes.set_ylabel("score in the supernet")
+
+
+def _draw_networks(axes: Axes, networks: Sequence[Point]) -> None:
+    for point in networks:
+        axes.errorbar(
+            point.macs, point.accuracy, yerr=point.std, fmt=MARKERS[point.name], color=COLORS[point.name],
+            markersize=8, capsize=4, zorder=4,
+        )  # fmt: skip
+    axes.margins(x=0.3, y=0.2)
+    low, high = axes.get_ylim()
+    ranked = sorted(networks, key=lambda point: point.accuracy)
+    for point, height in zip(ranked, _spread([point.accuracy for point in ranked], 0.07 * (high - low)), strict=True):
+        axes.annotate(
+            point.name, (point.macs, height), xytext=(12, 0), textcoords="offset points", va="center",
+            color=COLORS[point.name], fontweight="bold" if point.name == "slim" else "normal",
+        )  # fmt: skip
+    axes.set_ylabel("accuracy")
+
+
+def _spread(values: Sequence[float], gap: float) -> list[float]:
+    """Rising `values` moved apart as little as keeps labels of height `gap` from covering each other."""
+    blocks: list[list[float]] = []
+    for value in values:
+        blocks.append([value])
+        while len(blocks) > 1 and _evened(blocks[-1], gap)[0] - _evened(blocks[-2], gap)[-1] < gap:
+            last = blocks.pop()
+            blocks[-1] += last
+    return [height for block in blocks for height in _evened(block, gap)]
+
+
+def _evened(block: Sequence[float], gap: float) -> list[float]:
+    middle = sum(block) / len(block)
+    return [middle + gap * (place - (len(block) - 1) / 2) for place in range(len(block))]
+
+
+def _macs_axis(axes: Axes) -> None:
+    """Label the x axis in K, M or G, whatever keeps the numbers short."""
+    largest = max(map(abs, axes.get_xlim()))
+    scale, unit = next(((scale, unit) for scale, unit in ((1e9, "G"), (1e6, "M"), (1e3, "K")) if largest >= scale), (1, ""))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda macs, _: f"{macs / scale:g}"))
+    axes.set_xlabel(f"multiply-adds per image, {unit}MACs")
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= NAME_CHARACTERS else "…" + name[1 - NAME_CHARACTERS :]
+
+
+def _style() -> matplotlib.rc_context:
+    """matplotlib's own defaults and ours, whatever style the caller has set; his is back afterwards."""
+    return matplotlib.rc_context({
+        **{key: value for key, value in matplotlib.rcParamsDefault.items() if not key.startswith("backend")},
+        "font.size": 9, "axes.titlesize": 9, "legend.fontsize": 8.5, "axes.spines.top": False,
+        "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True, "grid.color": "#E5E7EB",
+        "svg.hashsalt": "nni_cafenet",
+    })  # fmt: skip
+
+
+def _svg(figure: Figure) -> bytes:
+    """The same bytes for the same figure: no date, and ids that depend on the content alone."""
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing")  # a foreign script in a name: a box will do
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()

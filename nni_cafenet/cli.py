@@ -242,3 +242,7 @@ def _number(text: str | None) -> str | float | None:
         return None if text is None else float(text)
     except ValueError:
         return text
+
+
+if __name__ == "__main__":
+    sys.exit(main())

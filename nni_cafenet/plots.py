@@ -5,14 +5,18 @@ from __future__ import annotations
 import io
 import textwrap
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+
+from nni_cafenet.summary import LABELS
 
 # Okabe and Ito's colours, told apart with any colour vision; each network has a marker of its own as well.
 COLORS = {"dense": "#000000", "slim": "#0072B2", "uniform": "#D55E00", "random": "#AA4499"}
@@ -21,6 +25,7 @@ FULL, CANDIDATE, FRONT, LIMIT = "#D4D8DC", "#8A9199", "#009E73", "#6B7280"
 
 PAGE_INCHES = 11.5
 LEGEND_ABOVE = {"loc": "lower left", "bbox_to_anchor": (0, 1), "frameon": False, "borderaxespad": 0.3}
+LEGEND_BELOW = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14), "frameon": False}
 NAME_CHARACTERS = 26
 MANY_DOTS = 3000  # above which they are embedded as an image, or the file grows by 100 bytes a dot
 
@@ -52,13 +57,13 @@ def draw_widths(groups: Sequence[str], full: Sequence[int], chosen: Mapping[str,
         else:
             figure = Figure(figsize=(PAGE_INCHES, 3.6), layout="constrained")
             upper, lower = figure.subplots(1, 2)
-        _bars(upper, full, chosen)
+        legend = _bars(upper, full, chosen)
         upper.set_ylabel("channels")
         shares = {name: [part / of for part, of in zip(counts, full, strict=True)] for name, counts in chosen.items()}
         _bars(lower, [1.0] * len(full), shares)
         lower.set_ylabel("channels, % of full")
         lower.yaxis.set_major_formatter(PercentFormatter(xmax=1))
-        upper.legend(ncols=3, **LEGEND_ABOVE)
+        upper.legend(handles=legend, ncols=3, **LEGEND_ABOVE)
         slant = {"rotation": 90} if many else {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
         for axes in (lower,) if many else (upper, lower):
             labels = [_shortened(name) for name in groups]
@@ -73,7 +78,9 @@ def draw_history(scores: Sequence[float]) -> bytes:
         axes = figure.subplots()
         order = range(1, len(scores) + 1)
         _dots(axes, order, scores)
-        axes.plot(order, list(accumulate(scores, max)), color=COLORS["slim"], drawstyle="steps-post", label="best so far")
+        axes.plot(
+            order, list(accumulate(scores, max)), color=COLORS["slim"], drawstyle="steps-post", label="best so far"
+        )
         axes.set_xlabel("candidates scored")
         axes.set_ylabel("score in the supernet")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -94,7 +101,7 @@ def draw_accuracy(
         accuracy_of: what the networks' accuracies are.
     """
     with _style():
-        figure = Figure(figsize=(PAGE_INCHES, 4.2), layout="constrained")
+        figure = Figure(figsize=(PAGE_INCHES, 4.4), layout="constrained")
         left, right = figure.subplots(1, 2) if candidates else (None, figure.subplots())
         if left is not None:
             _draw_candidates(left, candidates)
@@ -103,8 +110,8 @@ def draw_accuracy(
         for axes in figure.axes:
             if max_macs is not None:
                 axes.axvline(max_macs, color=LIMIT, linestyle="--", linewidth=1, label="budget", zorder=1)
-            _macs_axis(axes)
-            axes.legend(loc="lower right")
+            axes.legend(ncols=4, **LEGEND_BELOW)
+        _label_macs(figure.axes)
         return _svg(figure)
 
 
@@ -117,15 +124,19 @@ def pareto(candidates: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
     return front
 
 
-def _bars(axes: Axes, full: Sequence[float], chosen: Mapping[str, Sequence[float]]) -> None:
+def _bars(axes: Axes, full: Sequence[float], chosen: Mapping[str, Sequence[float]]) -> list[Any]:
+    """Slim in front of full, and Uniform as a line across; returned in the legend's order."""
     places = range(len(full))
-    axes.bar(places, full, width=0.86, color=FULL, label="full")
-    axes.bar(places, chosen["slim"], width=0.5, color=COLORS["slim"], label="slim")
+    drawn: list[Any] = [
+        axes.bar(places, full, width=0.86, color=FULL, label="full"),
+        axes.bar(places, chosen["slim"], width=0.5, color=COLORS["slim"], label=LABELS["slim"]),
+    ]
     if "uniform" in chosen:
         ends = [place - 0.43 for place in places], [place + 0.43 for place in places]
-        axes.hlines(chosen["uniform"], *ends, color=COLORS["uniform"], linewidth=2, label="Uniform")
+        drawn.append(axes.hlines(chosen["uniform"], *ends, color=COLORS["uniform"], lw=2, label=LABELS["uniform"]))
     axes.set_xlim(-0.6, len(full) - 0.4)
     axes.grid(axis="x", visible=False)
+    return drawn
 
 
 def _dots(axes: Axes, x: Sequence[float], y: Sequence[float]) -> None:
@@ -155,7 +166,7 @@ def _draw_networks(axes: Axes, networks: Sequence[Point]) -> None:
     ranked = sorted(networks, key=lambda point: point.accuracy)
     for point, height in zip(ranked, _spread([point.accuracy for point in ranked], 0.07 * (high - low)), strict=True):
         axes.annotate(
-            point.name, (point.macs, height), xytext=(12, 0), textcoords="offset points", va="center",
+            LABELS[point.name], (point.macs, height), xytext=(12, 0), textcoords="offset points", va="center",
             color=COLORS[point.name], fontweight="bold" if point.name == "slim" else "normal",
         )  # fmt: skip
     axes.set_ylabel("accuracy")
@@ -177,26 +188,29 @@ def _evened(block: Sequence[float], gap: float) -> list[float]:
     return [middle + gap * (place - (len(block) - 1) / 2) for place in range(len(block))]
 
 
-def _macs_axis(axes: Axes) -> None:
-    """Label the x axis in K, M or G, whatever keeps the numbers short."""
-    largest = max(map(abs, axes.get_xlim()))
-    scale, unit = next(((scale, unit) for scale, unit in ((1e9, "G"), (1e6, "M"), (1e3, "K")) if largest >= scale), (1, ""))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda macs, _: f"{macs / scale:g}"))
-    axes.set_xlabel(f"multiply-adds per image, {unit}MACs")
+def _label_macs(panels: Sequence[Axes]) -> None:
+    """Label the x axes in thousands, millions or billions, the same in all panels."""
+    largest = max(axes.get_xlim()[1] for axes in panels)
+    scale, unit = next((size for size in ((1e9, " (G)"), (1e6, " (M)"), (1e3, " (K)")) if largest >= size[0]), (1, ""))
+    for axes in panels:
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda macs, _: f"{macs / scale:g}"))
+        axes.set_xlabel(f"MACs per image{unit}")
 
 
 def _shortened(name: str) -> str:
     return name if len(name) <= NAME_CHARACTERS else "…" + name[1 - NAME_CHARACTERS :]
 
 
-def _style() -> matplotlib.rc_context:
-    """matplotlib's own defaults and ours, whatever style the caller has set; his is back afterwards."""
-    return matplotlib.rc_context({
+@contextmanager
+def _style() -> Iterator[None]:
+    """matplotlib's own defaults and ours, whatever style the caller has set, which is restored."""
+    with matplotlib.rc_context({
         **{key: value for key, value in matplotlib.rcParamsDefault.items() if not key.startswith("backend")},
         "font.size": 9, "axes.titlesize": 9, "legend.fontsize": 8.5, "axes.spines.top": False,
         "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True, "grid.color": "#E5E7EB",
         "svg.hashsalt": "nni_cafenet",
-    })  # fmt: skip
+    }):  # fmt: skip
+        yield
 
 
 def _svg(figure: Figure) -> bytes:

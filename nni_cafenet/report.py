@@ -8,19 +8,28 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from html import escape
 from importlib import resources
 from pathlib import Path
 from string import Template
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 from nni_cafenet.errors import CafeNetError
 from nni_cafenet.files import replacing
-
-NETWORKS = ("dense", "slim", "uniform", "random")
-HEADER = ("network", "MACs", "% of dense", "params", "% of dense", "accuracy")
+from nni_cafenet.summary import (
+    HEADER,
+    LABELS,
+    OPTIONAL,
+    accuracy_text,
+    budget_text,
+    duration_text,
+    lead_text,
+    network_rows,
+    networks_in,
+    std_of,
+)
 
 Row = TypeVar("Row")
 
@@ -33,6 +42,10 @@ class WidthRow:
     full: int
     slim: int
     uniform: int
+
+    def __post_init__(self) -> None:
+        if self.full < 1:
+            raise ValueError(f"full must be at least 1, but got {self.full}")
 
 
 @dataclass(frozen=True)
@@ -79,7 +92,7 @@ def write_report(folder: str | os.PathLike[str], report: Report) -> Path:
     }
     for name, text in texts.items():
         with replacing(folder / name) as partial:
-            partial.write_text(text, encoding="utf-8", newline="\n")
+            partial.write_text(text, encoding="utf-8", newline="")
     return folder / "report.html"
 
 
@@ -92,21 +105,21 @@ def read_report(folder: str | os.PathLike[str]) -> Report:
     folder = Path(folder)
     return Report(
         _read(folder / "result.json", _to_summary),
-        _read(folder / "widths.csv", lambda text: _from_csv(WidthRow, (str, int, int, int), text)),
-        _read(folder / "history.csv", lambda text: _from_csv(HistoryRow, (int, int, float), text)),
+        _read(folder / "widths.csv", lambda text: _from_csv(WidthRow, text)),
+        _read(folder / "history.csv", lambda text: _from_csv(HistoryRow, text)),
     )
 
 
 def summary_table(report: Report) -> str:
     """The networks' MACs, parameters and accuracies as text for a terminal, and the budget."""
-    rows = [HEADER, *_network_rows(report.summary)]
+    rows = [HEADER, *network_rows(report.summary)]
     sizes = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows.insert(1, tuple("-" * size for size in sizes))
     lines = [
-        "  ".join(cell.rjust(size) if place else cell.ljust(size) for place, (cell, size) in enumerate(zip(row, sizes, strict=True)))
+        "  ".join([row[0].ljust(sizes[0]), *(cell.rjust(size) for cell, size in zip(row[1:], sizes[1:], strict=True))])
         for row in rows
-    ]  # fmt: skip
-    lines.insert(1, "  ".join("-" * size for size in sizes))
-    return "\n".join([*lines, f"budget: {_budget(report.summary)}"])
+    ]
+    return "\n".join([*lines, f"budget: {budget_text(report.summary)}"])
 
 
 # ---------------------------------------------------------------------------------------------------- files
@@ -115,7 +128,7 @@ def summary_table(report: Report) -> str:
 def _read(path: Path, parse: Callable[[str], Row]) -> Row:
     remedy = "give the folder of a finished run, or run it again"
     try:
-        return parse(path.read_text(encoding="utf-8"))
+        return parse(path.read_bytes().decode("utf-8"))
     except OSError as error:
         missing = path.parent if not path.parent.is_dir() else path
         raise CafeNetError(f"{missing} cannot be read ({error.strerror}): {remedy}") from error
@@ -129,22 +142,31 @@ def _to_summary(text: str) -> dict[str, Any]:
 
     summary = json.loads(text, parse_constant=reject)
     if not isinstance(summary, dict):
-        raise ValueError("it holds no object")
-    for name in ("budget", "widths", "seconds", "dense", "slim", *NETWORKS):
+        raise ValueError("not an object")
+    for name in LABELS:
+        if name in summary or name not in OPTIONAL:
+            _assert_numbers(summary, name, ("macs", "params", "accuracy"))
+            _assert_numbers({name: {"accuracy_std": 0, **summary[name]}}, name, ("accuracy_std",))
+    for name in ("budget", "widths", "seconds"):
+        _assert_numbers(summary, name, tuple(summary.get(name) or ()))
+    for name in ("seed", "accuracy_of"):
         if name not in summary:
-            if name in ("uniform", "random"):
-                continue
             raise ValueError(f"{name!r} is missing")
-        if not isinstance(summary[name], dict):
-            raise ValueError(f"{name!r} is no object")
-        if name in NETWORKS:
-            for key in ("macs", "params", "accuracy"):
-                if not isinstance(summary[name].get(key), (int, float)):
-                    raise ValueError(f"{name!r} has no number {key!r}")
+    if not isinstance(summary.get("runs", 1), int):
+        raise ValueError("'runs' is not a number")
     return summary
 
 
-def _to_csv(kind: type[Any], rows: Sequence[Any]) -> str:
+def _assert_numbers(summary: Mapping[str, Any], name: str, keys: Sequence[str]) -> None:
+    part = summary.get(name)
+    if not isinstance(part, dict):
+        raise ValueError(f"{name!r} is missing" if part is None else f"{name!r} is not an object")
+    for key in keys:
+        if not isinstance(part.get(key), (int, float)):
+            raise ValueError(f"{key!r} of {name!r} is not a number")
+
+
+def _to_csv(kind: type, rows: Sequence[Any]) -> str:
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(field.name for field in fields(kind))
@@ -152,5 +174,90 @@ def _to_csv(kind: type[Any], rows: Sequence[Any]) -> str:
     return buffer.getvalue()
 
 
-def _from_csv(kind: Callable[..., Row], types: Sequence[Callable[[str], Any]], text: str) -> tuple[Row, ...]:
-    pass
+def _from_csv(kind: type[Row], text: str) -> tuple[Row, ...]:
+    types = get_type_hints(kind)
+    lines = csv.reader(io.StringIO(text, newline=""))
+    if next(lines, None) != list(types):
+        raise ValueError(f"the header is not {','.join(types)}")
+    rows = []
+    for line in lines:
+        try:
+            rows.append(kind(*(parse(cell) for parse, cell in zip(types.values(), line, strict=True))))
+        except ValueError as error:
+            raise ValueError(f"line {lines.line_num}: {error}") from error
+    return tuple(rows)
+
+
+# ---------------------------------------------------------------------------------------------------- page
+
+
+def _page(report: Report) -> str:
+    """report.html: the template, with nothing in it that is not escaped."""
+    summary = report.summary
+    rows = network_rows(summary)
+    facts = {
+        "budget": budget_text(summary),
+        "time": duration_text(sum(summary["seconds"].values())),
+        **{f"- {phase}": duration_text(seconds) for phase, seconds in summary["seconds"].items()},
+        "candidates scored": f"{len(report.history):,}",
+        "seed": str(summary["seed"]),
+    }
+    template = Template(resources.files(__package__).joinpath("report_template.html").read_text(encoding="utf-8"))
+    return template.substitute(
+        title=escape(f"Widths within {budget_text(summary)}"),
+        lead=escape(lead_text(summary)),
+        networks=_table(HEADER, rows, marked="slim"),
+        facts="\n".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items()),
+        command=f"<p><code>{escape(summary['command'])}</code></p>" if "command" in summary else "",
+        accuracy_of=escape(accuracy_text(summary)),
+        sections="\n".join(_sections(report)),
+    )
+
+
+def _sections(report: Report) -> Iterator[str]:
+    """The figures with their headings; those that have something to show."""
+    from nni_cafenet import plots  # matplotlib takes long to import, and most users of the package draw nothing
+
+    summary = report.summary
+    accuracy = plots.draw_accuracy(
+        [(row.macs, row.score) for row in report.history],
+        [
+            plots.Point(name, entry["macs"], entry["accuracy"], std_of(summary, name))
+            for name, entry in networks_in(summary)
+        ],
+        max_macs=summary["budget"].get("max_macs"),
+        accuracy_of=str(summary["accuracy_of"]),
+    )
+    yield _figure("Accuracy over MACs", accuracy)
+    if report.widths:
+        shown = [name for name in ("slim", "uniform") if name == "slim" or name in summary]
+        yield _figure("Widths", plots.draw_widths(
+            [row.group for row in report.widths], [row.full for row in report.widths],
+            {name: [getattr(row, name) for row in report.widths] for name in shown},
+        ))  # fmt: skip
+        header = ("group", "full", *(name for kept in shown for name in (LABELS[kept], "% of full")))
+        cells = [
+            (row.group, f"{row.full:,}", *(
+                cell for name in shown for cell in (f"{getattr(row, name):,}", f"{getattr(row, name) / row.full:.1%}")
+            ))
+            for row in report.widths
+        ]  # fmt: skip
+        table = _table(header, cells)
+        yield f'<details><summary>Channels of each group</summary><div class="scroll">{table}</div></details>'
+    if report.history:
+        yield _figure("Search", plots.draw_history([row.score for row in report.history]))
+
+
+def _figure(title: str, svg: bytes) -> str:
+    """As an image, not inline: the ids inside two inline drawings could clash."""
+    data = base64.b64encode(svg).decode("ascii")
+    image = f'<img alt="{escape(title)}" src="data:image/svg+xml;base64,{data}">'
+    return f"<h2>{escape(title)}</h2>\n<figure>{image}</figure>"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], *, marked: str | None = None) -> str:
+    lines = ["<table>", f"<thead><tr>{''.join(f'<th>{escape(cell)}</th>' for cell in header)}</tr></thead>", "<tbody>"]
+    for row in rows:
+        opening = f'<tr class="{marked}">' if row[0] == marked else "<tr>"
+        lines.append(f"{opening}{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>")
+    return "\n".join([*lines, "</tbody>", "</table>"])

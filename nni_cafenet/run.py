@@ -157,9 +157,8 @@ def search_supernet(
     """
     start = time.perf_counter()
     space = scorer.supernet.space
-    references = [
-        space.largest, uniform_widths(space, limits), draw_within(space, limits, np.random.default_rng([scorer.seed, 1])),
-    ]  # fmt: skip
+    drawn = draw_within(space, limits, np.random.default_rng([scorer.seed, 1]))
+    references = [space.largest, uniform_widths(space, limits), drawn]
     (dense, uniform, random), history = _search(scorer, searcher, limits, references, checkpoint, progress)
     took = {**(seconds or {}), "search": time.perf_counter() - start}
     return Result(tuple(history), dense, uniform, random, space, scorer.supernet.model, limits, took, scorer.seed)

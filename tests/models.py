@@ -358,7 +358,6 @@ SEARCHABLE: dict[str, Callable[[], nn.Module]] = {
     "flatten": Flatten,
     "squeeze_excite": SqueezeExcite,
     "grouped": Grouped,
-    "gated": Gated,
     "frozen": Frozen,
     "data_dependent": DataDependent,
     "norms": Norms,
@@ -367,6 +366,7 @@ SEARCHABLE: dict[str, Callable[[], nn.Module]] = {
 }
 # a part of these cannot
 PARTLY: dict[str, Callable[[], nn.Module]] = {
+    "gated": Gated,
     "tied": Tied,
     "shuffled": Shuffled,
     "hard_coded": HardCoded,

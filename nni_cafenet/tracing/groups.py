@@ -8,23 +8,21 @@ through the same axes the same number of times form a width group. Wrong answers
 from __future__ import annotations
 
 import logging
-import warnings
 from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 import torch_pruning
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import nn
 from torch_pruning.ops import OPTYPE
 
-from nni_cafenet.errors import UnsupportedModel
 from nni_cafenet.layers import CONVOLUTION, axis_size, owns_its_tensors
 from nni_cafenet.space import FrozenPart
-from nni_cafenet.tracing.example import Example, output_tensors
+from nni_cafenet.tracing.example import Example
+from nni_cafenet.tracing.graph import dependency_graph
 from nni_cafenet.widths import Axis, IntArray, WidthGroup
 
 logger = logging.getLogger(__name__)
@@ -79,7 +77,7 @@ def find_groups(model: nn.Module, example: Example, *, ignored: Collection[str] 
         UnsupportedModel: the graph cannot be built.
     """
     builder = _Builder(model)
-    graph = _dependency_graph(model, example)
+    graph = dependency_graph(model, example)
     for layer in list(graph.module2node):
         if isinstance(layer, PRODUCERS):
             builder.follow(graph, layer)
@@ -88,44 +86,6 @@ def find_groups(model: nn.Module, example: Example, *, ignored: Collection[str] 
         builder.freeze_layer(name, "named in ignore=")
     builder.freeze_tied_weights()
     return builder.table()
-
-
-def _dependency_graph(model: nn.Module, example: Example) -> torch_pruning.DependencyGraph:
-    graph = torch_pruning.DependencyGraph()
-    try:
-        with warnings.catch_warnings(), torch.enable_grad():
-            warnings.simplefilter("ignore")
-            graph.build_dependency(
-                model, example, forward_fn=lambda module, inputs: inputs.run(module),
-                output_transform=lambda output: [out for out in output_tensors(output) if out.grad_fn is not None],
-                verbose=False,
-            )  # fmt: skip
-    except Exception as error:  # whatever a third-party forward and a third-party tracer raise
-        raise UnsupportedModel(
-            f"torch-pruning cannot follow the channels of {type(model).__name__} "
-            f"{_near(graph, error)}({type(error).__name__}: {error}); channel shuffle is not supported yet"
-        ) from error
-    return graph
-
-
-def _near(graph: torch_pruning.DependencyGraph, error: Exception) -> str:
-    """The layer whose output torch-pruning was following when it failed, for the message."""
-    names = {module: name for name, module in graph.model.named_modules()}
-    frame = error.__traceback__
-    node = None
-    while frame is not None:  # its own error says nothing of where, but its frames hold the node
-        node = frame.tb_frame.f_locals.get("node", node)
-        frame = frame.tb_next
-    queue, seen = [node], set()
-    while queue:
-        node = queue.pop(0)
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if node.module in names:
-            return f"behind {names[node.module]} "
-        queue.extend(node.inputs)
-    return ""
 
 
 @dataclass

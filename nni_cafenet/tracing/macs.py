@@ -8,6 +8,7 @@ copies; axes may hold several groups (after a concat), so products are expanded 
 from __future__ import annotations
 
 import logging
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from fractions import Fraction
@@ -15,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from fvcore.nn import FlopCountAnalysis
 from torch import nn
 
 from nni_cafenet.cost import CostTerm
@@ -26,6 +26,10 @@ from nni_cafenet.modes import evaluating
 from nni_cafenet.tracing.example import Example
 from nni_cafenet.tracing.groups import GroupTable
 from nni_cafenet.widths import Axis, IntArray, kept_positions
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", FutureWarning)  # importing fvcore scripts a loss by torch.jit
+    from fvcore.nn import FlopCountAnalysis
 
 PROBES = 3  # random widths that a dependence must explain; verify.py checks the outcome at another one
 

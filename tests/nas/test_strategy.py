@@ -1,0 +1,357 @@
+"""CafeNet as a strategy of NNI: an experiment trains by min-min, searches within the budget and exports slim models."""
+
+import pytest
+import torch
+from nni.nas.evaluator import FunctionalEvaluator
+from nni.nas.evaluator.pytorch import Classification, ClassificationModule, Lightning, Trainer
+from nni.nas.nn.pytorch import LayerChoice, ModelSpace
+from pytorch_lightning import Callback, LightningDataModule
+from torch import nn
+
+import nni_cafenet.supernet.minmin as minmin
+from nni_cafenet import (
+    Budget,
+    CafeNet,
+    CafeNetError,
+    CheckpointMismatch,
+    InfeasibleBudget,
+    InvalidBatches,
+    InvalidScore,
+    RandomSearch,
+    Supernet,
+    accuracy,
+    count_macs,
+    cross_entropy,
+    recalibrate,
+    slice_model,
+)
+from nni_cafenet.checkpoint import assert_plain
+from nni_cafenet.demo import IMAGE_SHAPE, DigitsNet
+from nni_cafenet.modes import evaluating
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # NNI's and Lightning's own
+
+
+# ---- one experiment, looked at from all sides
+
+
+def test_exports_a_plain_slim_model_within_the_budget(searched):
+    (slim,) = searched.experiment.export_top_models(formatter="instance")
+    image = torch.zeros(IMAGE_SHAPE)
+    assert type(slim) is DigitsNet
+    assert all(type(module).__module__.startswith(("torch.nn", "nni_cafenet.demo")) for module in slim.modules())
+    assert count_macs(slim, image) <= count_macs(DigitsNet(width=8), image) / 2
+    assert count_macs(slim, image) == searched.strategy.result.best.macs
+
+
+def test_exports_the_channels_as_a_dict(searched):
+    (channels,) = searched.experiment.export_top_models(formatter="dict")
+    (slim,) = searched.experiment.export_top_models(formatter="instance")
+    assert {name: slim.get_submodule(name).out_channels for name in channels} == channels
+    assert channels == searched.space.space.channels(searched.strategy.result.best.subnetwork.widths)
+
+
+def test_the_slim_model_is_the_winning_subnetwork(searched, loaders):
+    best, space = searched.strategy.result.best.subnetwork, searched.space
+    (slim,) = searched.experiment.export_top_models(formatter="instance")
+    cut = slice_model(space.net, space.space, best)
+    assert all(torch.equal(own, other) for own, other in zip(slim.parameters(), cut.parameters(), strict=True))
+
+    calibration, batch = list(loaders.train)[:4], next(iter(loaders.valid))
+    recalibrate(slim, calibration, cross_entropy)
+    with torch.no_grad(), Supernet(space.net, space.space).running(best) as running, evaluating(running):
+        recalibrate(running, calibration, cross_entropy)
+        expected = running(batch[0])
+    torch.testing.assert_close(slim.eval()(batch[0]), expected)
+
+
+def test_freezing_the_exported_dict_gives_the_winner_too(searched):
+    (channels,) = searched.experiment.export_top_models(formatter="dict")
+    assert searched.space.subnetwork(channels) == searched.strategy.result.best.subnetwork
+
+
+def test_the_metric_is_the_validation_accuracy_of_the_exported_model(searched, loaders):
+    (model,) = searched.experiment.export_top_models()
+    slim = model.executable_model().eval()
+    assert model.metric == pytest.approx(accuracy(slim, loaders.valid), abs=1e-6)
+    assert model.metric > 0.5  # of ten classes, after 6 epochs on a thousand images
+
+
+def test_the_supernet_has_learned_and_is_whole_again(searched):
+    before, after = searched.initial, searched.space.net.state_dict()
+    assert {name: tensor.shape for name, tensor in after.items()} == {
+        name: tensor.shape for name, tensor in before.items()
+    }
+    assert not any(torch.equal(after[name], before[name]) for name, _ in searched.space.net.named_parameters())
+
+
+def test_lists_models_by_score(searched):
+    metrics = [model.metric for model in searched.strategy.list_models(limit=6)]
+    assert metrics == sorted(metrics, reverse=True)
+    assert len(metrics) == 6 == len(searched.strategy.result.history)
+    assert [model.metric for model in searched.strategy.list_models()] == metrics[:1]
+    unsorted = [model.metric for model in searched.strategy.list_models(sort=False, limit=6)]
+    assert unsorted == [found.score for found in searched.strategy.result.history]
+
+
+def test_the_evaluators_module_is_its_own_again(searched):
+    assert "log" not in vars(searched.evaluator.module)
+
+
+# ---- training
+
+
+class Watch(Callback):
+    def __init__(self):
+        self.losses, self.accuracies = [], []
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self.losses.append((outputs["loss"].item(), trainer.callback_metrics["train_loss"].item()))
+
+    def on_validation_epoch_end(self, trainer, module):
+        if trainer.state.fn == "fit":
+            self.accuracies.append(trainer.callback_metrics["val_acc"].item())
+
+
+@pytest.fixture
+def compared(monkeypatch):
+    """The losses of the candidates of every step, the chosen one's last."""
+    steps = []
+    original = minmin.minmin_loss
+
+    def spy(supernet, candidates, batch, loss_fn):
+        losses = []
+
+        def noted(model, batch):
+            loss = loss_fn(model, batch)
+            losses.append(loss.item())
+            return loss
+
+        sub, loss = original(supernet, candidates, batch, noted)
+        steps.append((losses, loss.item()))
+        return sub, loss
+
+    monkeypatch.setattr(minmin, "minmin_loss", spy)
+    return steps
+
+
+def test_trains_on_and_logs_the_smallest_loss_of_the_candidates(
+    compared, make_space, make_evaluator, make_strategy, make_experiment
+):
+    watch = Watch()
+    evaluator = make_evaluator(max_epochs=2, limit_train_batches=3, callbacks=[watch])
+    make_experiment(make_space(), evaluator, make_strategy(candidates="sampled:4")).run()
+    assert len(compared) == 6
+    assert all(len(losses) > 1 for losses, _ in compared)
+    assert [chosen for _, chosen in compared] == [min(losses) for losses, _ in compared]
+    assert watch.losses == [(pytest.approx(chosen), pytest.approx(chosen)) for _, chosen in compared]
+
+
+def test_random_share_trains_a_random_candidate_in_the_first_steps(
+    compared, make_space, make_evaluator, make_strategy, make_experiment
+):
+    evaluator = make_evaluator(max_epochs=2, limit_train_batches=4, accumulate_grad_batches=2)
+    make_experiment(make_space(), evaluator, make_strategy(random_share=0.5, candidates="sampled:4")).run()
+    assert [len(losses) == 1 for losses, _ in compared] == [True] * 4 + [False] * 4
+
+
+def test_validation_epochs_see_the_full_network_with_its_own_statistics(
+    make_space, make_evaluator, make_strategy, make_experiment
+):
+    watch, space = Watch(), make_space()
+    strategy = make_strategy()
+    make_experiment(space, make_evaluator(max_epochs=4, callbacks=[watch]), strategy).run()
+    assert len(watch.accuracies) == 4
+    assert watch.accuracies[-1] > 0.4
+    assert list(strategy._mutated_model_space.metrics.intermediates) == pytest.approx(watch.accuracies)
+
+
+class Digits(LightningDataModule):
+    def __init__(self, loaders):
+        super().__init__()
+        self.loaders, self.stages = loaders, []
+
+    def setup(self, stage):
+        self.stages.append(stage)
+
+    def train_dataloader(self):
+        return self.loaders.train
+
+    def val_dataloader(self):
+        return self.loaders.valid
+
+
+def test_takes_a_data_module(loaders, make_space, make_evaluator, make_strategy, make_experiment):
+    data = Digits(loaders)
+    evaluator = make_evaluator(train_dataloaders=None, val_dataloaders=None, datamodule=data, limit_train_batches=2)
+    experiment = make_experiment(make_space(), evaluator, make_strategy())
+    experiment.run()
+    assert data.stages[0] == "fit"
+    assert type(experiment.export_top_models(formatter="instance")[0]) is DigitsNet
+
+
+# ---- constraints of NNI
+
+
+def test_filter_refuses_samples(make_space, make_evaluator, make_strategy, make_experiment):
+    seen = []
+
+    def narrow_stem(sample):
+        seen.append(sample)
+        return sample["stem.0"] <= 4
+
+    strategy = make_strategy(searcher=RandomSearch(evaluations=12), filter=narrow_stem)
+    experiment = make_experiment(make_space(), make_evaluator(limit_train_batches=1), strategy)
+    experiment.run()
+    scored = [model.sample for model in strategy.list_models(limit=12)]
+    assert 0 < len(scored) < len(seen) == 12
+    assert all(sample["stem.0"] <= 4 for sample in scored)
+
+
+class Channels:
+    def profile(self, sample):
+        return sum(sample.values())
+
+
+def test_filter_may_be_a_profilers_range(make_space, make_evaluator, make_strategy, make_experiment):
+    strategy = make_strategy(filter={"profiler": Channels(), "max": 1})
+    with pytest.raises(CafeNetError, match=r"RandomSearch\(evaluations=2.*under NNI's constraints asked for no widths"):
+        make_experiment(make_space(), make_evaluator(limit_train_batches=1), strategy).run()
+
+
+def test_the_engines_budget_ends_the_search(make_space, make_evaluator, make_strategy, make_experiment):
+    strategy = make_strategy(searcher=RandomSearch(evaluations=100), score_candidates="sampled:1")
+    experiment = make_experiment(make_space(), make_evaluator(limit_train_batches=1), strategy)
+    experiment.config.max_trial_number = 1 + 1 + 3 + 4  # a try, the supernet, the baselines, the search
+    experiment.run()
+    assert len(strategy.result.history) == 4
+
+
+# ---- state
+
+
+def test_the_state_is_plain_and_goes_on_where_it_was(
+    searched, tmp_path, make_space, make_evaluator, make_strategy, make_experiment
+):
+    state = searched.strategy.state_dict()
+    assert_plain(state)
+    torch.save(state, tmp_path / "state.pt")
+    assert torch.load(tmp_path / "state.pt", weights_only=True).keys() == state.keys()
+
+    searched.experiment.save_checkpoint()
+    watch = Watch()
+    strategy = make_strategy(searcher=RandomSearch(evaluations=6), recalibrate_batches=8)
+    resumed = make_experiment(make_space(), make_evaluator(callbacks=[watch]), strategy, identity=searched.id)
+    resumed.resume(searched.id)
+    assert watch.losses == []  # nothing was trained again
+    assert strategy.result.history == searched.strategy.result.history
+    ours, theirs = (run.export_top_models(formatter="instance")[0] for run in (resumed, searched.experiment))
+    assert all(torch.equal(own, other) for own, other in zip(ours.parameters(), theirs.parameters(), strict=True))
+
+
+def test_a_state_of_other_settings_is_refused(searched, make_space, make_evaluator, make_strategy, make_experiment):
+    strategy = make_strategy(max_macs="40%")
+    experiment = make_experiment(make_space(), make_evaluator(), strategy)
+    experiment._action = "create"
+    strategy.initialize(*_wired(experiment))
+    with pytest.raises(CheckpointMismatch, match=r"settings .*50%.* but this strategy .*40%.*start a new experiment"):
+        strategy.load_state_dict(searched.strategy.state_dict())
+
+
+def _wired(experiment):
+    config = experiment.config.canonical_copy()
+    engine = experiment.execution_engine_factory(config.execution_engine)
+    return experiment.executable_model_factory(config.model_format), engine
+
+
+# ---- bad input, before anything is trained
+
+
+class Untrainable(ClassificationModule):
+    def training_step(self, batch, batch_idx):
+        raise AssertionError("nothing must be trained")
+
+
+class Silent(Untrainable):
+    def on_validation_end(self):
+        pass
+
+
+class Manual(Untrainable):
+    def __init__(self):
+        super().__init__(num_classes=10)
+        self.automatic_optimization = False
+
+
+def untrainable(loaders, module=None, **trainer):
+    quiet = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+    module = module or Untrainable(num_classes=10)
+    return Lightning(module, Trainer(**quiet, **trainer), loaders.train, loaders.valid)
+
+
+class Branches(ModelSpace):
+    def __init__(self):
+        super().__init__()
+        self.branch = LayerChoice([nn.Identity(), nn.ReLU()], label="branch")
+
+
+def test_refuses_another_model_space(loaders, make_strategy, make_experiment):
+    with pytest.raises(TypeError, match=r"is a Branches: give NasExperiment a WidthModelSpace\(factory"):
+        make_experiment(Branches(), untrainable(loaders), make_strategy()).run()
+
+
+def test_refuses_an_infeasible_budget(loaders, make_space, make_strategy, make_experiment):
+    with pytest.raises(InfeasibleBudget, match="smallest possible"):
+        make_experiment(make_space(), untrainable(loaders), make_strategy(max_macs="0.1%")).run()
+
+
+def test_refuses_another_evaluator(make_space, make_strategy, make_experiment):
+    with pytest.raises(TypeError, match=r"needs a Lightning evaluator, but got a FunctionalEvaluator: give one of"):
+        make_experiment(make_space(), FunctionalEvaluator(print), make_strategy()).run()
+
+
+def test_refuses_an_evaluator_without_validation_data(loaders, make_space, make_strategy, make_experiment):
+    evaluator = Classification(train_dataloaders=loaders.train, num_classes=10, accelerator="cpu", logger=False)
+    with pytest.raises(InvalidBatches, match=r"has no val data, .*give it val_dataloaders="):
+        make_experiment(make_space(), evaluator, make_strategy()).run()
+
+
+def test_refuses_a_trainer_that_skips_validation(loaders, make_space, make_strategy, make_experiment):
+    with pytest.raises(InvalidBatches, match=r"a trainer without limit_val_batches=0"):
+        make_experiment(make_space(), untrainable(loaders, limit_val_batches=0), make_strategy()).run()
+
+
+def test_refuses_a_data_module_without_validation_data(loaders, make_space, make_strategy, make_experiment):
+    data = LightningDataModule.from_datasets(loaders.train.dataset)
+    evaluator = Classification(datamodule=data, num_classes=10, accelerator="cpu", logger=False)
+    with pytest.raises(InvalidBatches, match="has no val data"):
+        make_experiment(make_space(), evaluator, make_strategy()).run()
+
+
+def test_refuses_a_module_that_optimizes_by_hand(loaders, make_space, make_strategy, make_experiment):
+    with pytest.raises(TypeError, match=r"Manual optimizes by hand.*set automatic_optimization = True"):
+        make_experiment(make_space(), untrainable(loaders, Manual()), make_strategy()).run()
+
+
+def test_refuses_a_module_that_reports_no_metric_before_training_it(
+    loaders, make_space, make_strategy, make_experiment
+):
+    with pytest.raises(InvalidScore, match=r"Silent reports no metric.*nni\.report_final_result"):
+        make_experiment(make_space(), untrainable(loaders, Silent(num_classes=10)), make_strategy()).run()
+
+
+def test_refuses_a_random_share_of_endless_training(loaders, make_space, make_strategy, make_experiment):
+    with pytest.raises(ValueError, match="give it max_epochs or max_steps"):
+        make_experiment(make_space(), untrainable(loaders, max_epochs=-1), make_strategy(random_share=0.1)).run()
+
+
+def test_refuses_settings_that_make_no_sense():
+    with pytest.raises(TypeError, match=r'Budget\(max_macs="50%"\), but got \'50%\''):
+        CafeNet("50%")
+    with pytest.raises(ValueError, match="random_share must be 0 to 1, but got 2"):
+        CafeNet(Budget("50%"), random_share=2)
+
+
+def test_lists_nothing_before_the_run():
+    with pytest.raises(RuntimeError, match="run the experiment"):
+        next(CafeNet(Budget("50%")).list_models())

@@ -1,0 +1,136 @@
+"""The command line: the demo end to end, a user's own factories, a kill in the middle, and mistakes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from nni_cafenet import count_macs, load_slim
+from nni_cafenet.cli import main
+from nni_cafenet.demo import IMAGE_SHAPE, DigitsNet
+
+SMALL = ["--epochs", "2", "--train-epochs", "1", "--runs", "1", "--population", "3", "--generations", "2"]
+
+OWN = """
+import torch
+from torch import nn
+
+def net(width=6):
+    return nn.Sequential(nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, width, 3),
+                         nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 2))
+
+def data():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(48, 3, 8, 8, generator=generator)
+    batches = list(zip(images.split(16), (images.mean((1, 2, 3)) > 0).long().split(16)))
+    return batches[:2], batches[2:]
+
+def four():
+    return [], [], [], []
+"""
+
+
+@pytest.fixture
+def own(tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    return tmp_path / "own.py"
+
+
+def test_demo_makes_a_slim_network_within_the_budget(tmp_path, capsys):
+    out = tmp_path / "demo"
+    assert main(["demo", "--out", str(out), *SMALL]) == 0
+    result = json.loads((out / "result.json").read_text())
+    assert set(result) >= {"dense", "budget", "slim", "uniform", "random", "widths", "seconds", "seed"}
+    assert result["budget"]["max_macs"] == int(0.35 * result["dense"]["macs"])
+    slim = load_slim(out / "slim.safetensors", DigitsNet)
+    assert count_macs(slim, torch.zeros(IMAGE_SHAPE)) == result["slim"]["macs"] <= result["budget"]["max_macs"]
+    assert result["widths"]["stem.0"] == slim.stem[0].out_channels
+    for name in ("uniform", "random"):
+        assert 0.8 * result["budget"]["max_macs"] <= result[name]["macs"] <= result["budget"]["max_macs"]
+    assert {path.name for path in out.iterdir()} >= {"widths.csv", "history.csv", "report.html", "slim.safetensors"}
+    printed = capsys.readouterr().out
+    assert "Uniform" in printed and "report.html" in printed
+
+    before = (out / "result.json").read_text()
+    (out / "report.html").unlink()
+    assert main(["report", str(out)]) == 0
+    assert (out / "report.html").is_file() and (out / "result.json").read_text() == before
+
+
+def test_killed_demo_goes_on_to_the_same_result(tmp_path):
+    command = [sys.executable, "-m", "nni_cafenet.cli", "demo", *SMALL, "--epochs", "12"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, "--out", str(tmp_path / "unbroken")], env=environment, check=True, capture_output=True)
+
+    broken = tmp_path / "broken"
+    running = subprocess.Popen([*command, "--out", str(broken)], env=environment, stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL)  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not (broken / "checkpoints" / "supernet.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    running.send_signal(signal.SIGKILL)
+    assert running.wait() == -signal.SIGKILL
+    assert not (broken / "result.json").exists()
+    subprocess.run([*command, "--out", str(broken)], env=environment, check=True, capture_output=True)
+
+    results = [json.loads((folder / "result.json").read_text()) for folder in (tmp_path / "unbroken", broken)]
+    for result in results:
+        del result["seconds"], result["command"]
+    assert results[0] == results[1]
+    histories = [(folder / "history.csv").read_text() for folder in (tmp_path / "unbroken", broken)]
+    assert histories[0] == histories[1]
+
+
+def test_inspect_prints_the_report(own, capsys):
+    assert main(["inspect", "--model", f"{own}:net", "--model-args", "width=8", "--input", "1,3,8,8"]) == 0
+    printed = capsys.readouterr().out
+    assert "2 groups" in printed and "it is the model's output" in printed
+
+
+def test_search_runs_a_users_own_factories(own, tmp_path, capsys):
+    out = tmp_path / "run"
+    arguments = ["search", "--model", f"{own}:net", "--data", f"{own}:data", "--budget", "60%", "--out", str(out)]
+    assert main([*arguments, *SMALL, "--searcher", "random"]) == 0
+    result = json.loads((out / "result.json").read_text())
+    assert result["slim"]["macs"] <= 0.6 * result["dense"]["macs"]
+    assert "no test loader" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"--model": "torchvision.models"}, "PKG.MOD:NAME or path.py:NAME"),
+        ({"--model": "torchvision.models:resnet81"}, "has no function or class 'resnet81'"),
+        ({"--model": "no_such_package:net"}, "cannot import 'no_such_package'"),
+        ({"--model": "missing.py:net"}, "there is no file missing.py"),
+        ({"--data": "{own}:four"}, "must return"),
+        ({"--input": "1,3,x"}, "--input takes a shape"),
+        ({"--model-args": "width"}, "KEY=VALUE"),
+    ],
+)
+def test_wrong_command_line_says_what_is_wrong(own, tmp_path, capsys, changed, message):
+    options = {"--model": f"{own}:net", "--data": f"{own}:data", "--budget": "60%", "--out": str(tmp_path / "run")}
+    options.update({key: value.format(own=own) for key, value in changed.items()})
+    with pytest.raises(SystemExit, match="2"):
+        main(["search", *(word for pair in options.items() for word in pair)])
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("budget", ["1%", "150%", "0", "-5%", "half", "nan"])
+def test_impossible_budget_says_what_is_possible(own, tmp_path, capsys, budget):
+    arguments = ["search", "--model", f"{own}:net", "--data", f"{own}:data", "--out", str(tmp_path / "run")]
+    assert main([*arguments, f"--budget={budget}"]) == 1
+    error = capsys.readouterr().err
+    assert "smallest possible" in error and "largest possible" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_report_of_a_folder_without_a_run_is_an_error(tmp_path, capsys):
+    assert main(["report", str(tmp_path)]) == 1
+    assert str(tmp_path) in capsys.readouterr().err

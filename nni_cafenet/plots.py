@@ -110,7 +110,8 @@ def draw_accuracy(
         for axes in figure.axes:
             if max_macs is not None:
                 axes.axvline(max_macs, color=LIMIT, linestyle="--", linewidth=1, label="budget", zorder=1)
-            axes.legend(ncols=4, **LEGEND_BELOW)
+            if axes.get_legend_handles_labels()[0]:
+                axes.legend(ncols=4, **LEGEND_BELOW)
         _label_macs(figure.axes)
         return _svg(figure)
 

@@ -145,10 +145,9 @@ def _to_summary(text: str) -> dict[str, Any]:
         raise ValueError("not an object")
     for name in LABELS:
         if name in summary or name not in OPTIONAL:
-            _assert_numbers(summary, name, ("macs", "params", "accuracy"))
-            _assert_numbers({name: {"accuracy_std": 0, **summary[name]}}, name, ("accuracy_std",))
+            _assert_numbers(summary, name, ("macs", "params", "accuracy"), others=("accuracy_std",))
     for name in ("budget", "widths", "seconds"):
-        _assert_numbers(summary, name, tuple(summary.get(name) or ()))
+        _assert_numbers(summary, name)
     for name in ("seed", "accuracy_of"):
         if name not in summary:
             raise ValueError(f"{name!r} is missing")
@@ -157,11 +156,14 @@ def _to_summary(text: str) -> dict[str, Any]:
     return summary
 
 
-def _assert_numbers(summary: Mapping[str, Any], name: str, keys: Sequence[str]) -> None:
+def _assert_numbers(
+    summary: Mapping[str, Any], name: str, required: Sequence[str] = (), *, others: Sequence[str] | None = None
+) -> None:
+    """Check the object `name`: its `required` values, and if present `others`, all of them unless given."""
     part = summary.get(name)
     if not isinstance(part, dict):
         raise ValueError(f"{name!r} is missing" if part is None else f"{name!r} is not an object")
-    for key in keys:
+    for key in (*required, *(key for key in part if others is None or key in others)):
         if not isinstance(part.get(key), (int, float)):
             raise ValueError(f"{key!r} of {name!r} is not a number")
 

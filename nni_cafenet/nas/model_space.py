@@ -66,8 +66,8 @@ class WidthModelSpace(ModelSpace):
             ignore=ignore, round_to=round_to, min_channels=min_channels, min_bin=min_bin, bins=bins,
         )  # fmt: skip
         self.best: dict[Widths, SubNetwork] = {}
-        for label, cut in zip(_labels(self.space), self.space.bins, strict=True):
-            self.add_mutable(nni.choice(label, list(cut.edges[1:])))
+        for group, cut in zip(self.space.groups, self.space.bins, strict=True):
+            self.add_mutable(nni.choice(group.name, list(cut.edges[1:])))
 
     @classmethod
     def create_fixed_module(cls, sample: Sample, *args: Any, **kwargs: Any) -> nn.Module:
@@ -97,7 +97,7 @@ class WidthModelSpace(ModelSpace):
 
     def sample_of(self, widths: Widths) -> dict[str, int]:
         """`widths` as NNI writes them: channels by label."""
-        return dict(zip(_labels(self.space), self.space.channels(widths).values(), strict=True))
+        return self.space.channels(widths)
 
 
 def _build(
@@ -124,10 +124,6 @@ def _build(
     return net, build_space(net, example_inputs, **options)
 
 
-def _labels(space: SearchSpace) -> list[str]:
-    return [group.name.replace("/", ".") for group in space.groups]  # NNI's labels must not hold a slash
-
-
 def _widths(space: SearchSpace, sample: Sample) -> Widths:
-    labels = zip(_labels(space), space.bins, strict=True)
-    return Widths(tuple(bins.edges.index(sample[label]) for label, bins in labels))
+    groups = zip(space.groups, space.bins, strict=True)
+    return Widths(tuple(bins.edges.index(sample[group.name]) for group, bins in groups))

@@ -25,6 +25,8 @@ LogCall = tuple[tuple[Any, ...], dict[str, Any]]  # arguments of one self.log
 class MinMinModule(BaseOneShotLightningModule):
     """Wraps the evaluator's LightningModule: optimizers, schedulers and metrics stay its own, the loss is min-min's.
 
+    What the winning candidate logs is logged. Metric objects that training_step updates count every candidate.
+
     Args:
         training_module: the evaluator's.
         supernet: of the model that `training_module` trains.

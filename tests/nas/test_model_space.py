@@ -1,12 +1,12 @@
 """WidthModelSpace: widths as NNI's choices, frozen into plain slim models in this process and in a trial's."""
 
 import nni
+import numpy as np
 import pytest
 import torch
 from nni.mutable import SampleValidationError
 from nni.nas.evaluator import FunctionalEvaluator
 from nni.nas.space import SimplifiedModelSpace
-from torch import nn
 
 from nni_cafenet import LocallyFree, UniformBins, WidthModelSpace, Widths, count_macs, slice_model
 from nni_cafenet.demo import IMAGE_SHAPE, DigitsNet
@@ -45,7 +45,8 @@ def test_freezes_into_a_plain_slim_model_with_the_same_weights(space):
     assert torch.equal(slim.stem[1].running_mean, space.net.stem[1].running_mean[: sample["stem.0"]])
 
 
-def test_freezes_the_best_subnetwork_where_it_is_known(space, rng):
+def test_freezes_the_best_subnetwork_where_it_is_known(space):
+    rng = np.random.default_rng(0)
     widths = Widths(tuple(max(1, bins.count // 2) for bins in space.space.bins))
     best = next(
         sub
@@ -65,7 +66,7 @@ def test_every_random_sample_of_nni_freezes(space):
 
 
 def test_refuses_channels_that_are_no_choice(space):
-    with pytest.raises(SampleValidationError, match="stem"):
+    with pytest.raises(SampleValidationError, match=r"999 not found in \[2, 4, 6, 8\]"):
         space.freeze({**smallest(space), "stem.0": 999})
 
 
@@ -77,22 +78,6 @@ def test_a_trial_makes_the_slim_model_from_a_serialised_space(make_space):
     assert slim.stem[0].out_channels == space.net.stem[0].out_channels // 2
     assert slim.last[0].out_channels == space.net.last[0].out_channels
     assert count_macs(slim, torch.zeros(IMAGE_SHAPE)) == space.space.cost.macs(space.space.smallest)
-
-
-class Slashed(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.add_module("a/b", nn.Conv2d(1, 4, 3))
-        self.head = nn.Linear(4, 2)
-
-    def forward(self, images):
-        return self.head(self.get_submodule("a/b")(images).mean((2, 3)))
-
-
-def test_labels_hold_no_slash():
-    space = WidthModelSpace(Slashed, example_shape=IMAGE_SHAPE)
-    assert list(map(str, space.simplify())) == ["a.b"]
-    assert space.freeze({"a.b": 2}).head.in_features == 2
 
 
 def test_takes_example_inputs_instead_of_a_shape():

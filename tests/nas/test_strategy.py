@@ -5,7 +5,7 @@ import torch
 from nni.nas.evaluator import FunctionalEvaluator
 from nni.nas.evaluator.pytorch import Classification, ClassificationModule, Lightning, Trainer
 from nni.nas.nn.pytorch import LayerChoice, ModelSpace
-from pytorch_lightning import Callback, LightningDataModule
+from pytorch_lightning import LightningDataModule
 from torch import nn
 
 import nni_cafenet.supernet.minmin as minmin
@@ -94,23 +94,18 @@ def test_lists_models_by_score(searched):
     assert unsorted == [found.score for found in searched.strategy.result.history]
 
 
+def test_validation_epochs_see_the_full_network_with_its_own_statistics(searched):
+    assert len(searched.watch.accuracies) == 6
+    assert searched.watch.accuracies[-1] > 0.5
+    supernet = searched.strategy._mutated_model_space
+    assert list(supernet.metrics.intermediates) == pytest.approx(searched.watch.accuracies)
+
+
 def test_the_evaluators_module_is_its_own_again(searched):
     assert "log" not in vars(searched.evaluator.module)
 
 
 # ---- training
-
-
-class Watch(Callback):
-    def __init__(self):
-        self.losses, self.accuracies = [], []
-
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        self.losses.append((outputs["loss"].item(), trainer.callback_metrics["train_loss"].item()))
-
-    def on_validation_epoch_end(self, trainer, module):
-        if trainer.state.fn == "fit":
-            self.accuracies.append(trainer.callback_metrics["val_acc"].item())
 
 
 @pytest.fixture
@@ -136,9 +131,8 @@ def compared(monkeypatch):
 
 
 def test_trains_on_and_logs_the_smallest_loss_of_the_candidates(
-    compared, make_space, make_evaluator, make_strategy, make_experiment
+    compared, watch, make_space, make_evaluator, make_strategy, make_experiment
 ):
-    watch = Watch()
     evaluator = make_evaluator(max_epochs=2, limit_train_batches=3, callbacks=[watch])
     make_experiment(make_space(), evaluator, make_strategy(candidates="sampled:4")).run()
     assert len(compared) == 6
@@ -153,17 +147,6 @@ def test_random_share_trains_a_random_candidate_in_the_first_steps(
     evaluator = make_evaluator(max_epochs=2, limit_train_batches=4, accumulate_grad_batches=2)
     make_experiment(make_space(), evaluator, make_strategy(random_share=0.5, candidates="sampled:4")).run()
     assert [len(losses) == 1 for losses, _ in compared] == [True] * 4 + [False] * 4
-
-
-def test_validation_epochs_see_the_full_network_with_its_own_statistics(
-    make_space, make_evaluator, make_strategy, make_experiment
-):
-    watch, space = Watch(), make_space()
-    strategy = make_strategy()
-    make_experiment(space, make_evaluator(max_epochs=4, callbacks=[watch]), strategy).run()
-    assert len(watch.accuracies) == 4
-    assert watch.accuracies[-1] > 0.4
-    assert list(strategy._mutated_model_space.metrics.intermediates) == pytest.approx(watch.accuracies)
 
 
 class Digits(LightningDataModule):
@@ -231,7 +214,7 @@ def test_the_engines_budget_ends_the_search(make_space, make_evaluator, make_str
 
 
 def test_the_state_is_plain_and_goes_on_where_it_was(
-    searched, tmp_path, make_space, make_evaluator, make_strategy, make_experiment
+    searched, watch, tmp_path, make_space, make_evaluator, make_strategy, make_experiment
 ):
     state = searched.strategy.state_dict()
     assert_plain(state)
@@ -239,10 +222,11 @@ def test_the_state_is_plain_and_goes_on_where_it_was(
     assert torch.load(tmp_path / "state.pt", weights_only=True).keys() == state.keys()
 
     searched.experiment.save_checkpoint()
-    watch = Watch()
     strategy = make_strategy(searcher=RandomSearch(evaluations=6), recalibrate_batches=8)
-    resumed = make_experiment(make_space(), make_evaluator(callbacks=[watch]), strategy, identity=searched.id)
-    resumed.resume(searched.id)
+    resumed = make_experiment(
+        make_space(), make_evaluator(callbacks=[watch]), strategy, identity=searched.experiment.id
+    )
+    resumed.resume()
     assert watch.losses == []  # nothing was trained again
     assert strategy.result.history == searched.strategy.result.history
     ours, theirs = (run.export_top_models(formatter="instance")[0] for run in (resumed, searched.experiment))
@@ -342,7 +326,9 @@ def test_refuses_a_module_that_reports_no_metric_before_training_it(
 
 def test_refuses_a_random_share_of_endless_training(loaders, make_space, make_strategy, make_experiment):
     with pytest.raises(ValueError, match="give it max_epochs or max_steps"):
-        make_experiment(make_space(), untrainable(loaders, max_epochs=-1), make_strategy(random_share=0.1)).run()
+        make_experiment(
+            make_space(), untrainable(loaders, max_epochs=-1, num_sanity_val_steps=0), make_strategy(random_share=0.1)
+        ).run()
 
 
 def test_refuses_settings_that_make_no_sense():

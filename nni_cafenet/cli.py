@@ -124,6 +124,7 @@ def _add_job(parser: argparse.ArgumentParser, *, budget: str | None, epochs: int
 def _demo(options: argparse.Namespace) -> None:
     from nni_cafenet.demo import IMAGE_SHAPE, DigitsNet, digits
 
+    torch.set_num_threads(1)  # its layers are so small that threads only wait for each other
     _run_job(options, DigitsNet, digits(seed=options.seed), torch.zeros(IMAGE_SHAPE))
 
 

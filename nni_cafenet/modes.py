@@ -1,10 +1,11 @@
-"""Running somebody's model in another mode and leaving it as it was."""
+"""Running somebody's model in another mode, or with other random numbers, and leaving both as they were."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 
@@ -17,3 +18,13 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def seeded(seed: int, epoch: int, model: nn.Module) -> Iterator[None]:
+    """torch's generators seeded for an epoch and restored afterwards: nobody else's random numbers change."""
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    devices: Sequence[torch.device] = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed * 100_003 + epoch)  # a prime apart, so that seeds do not share epochs
+        yield

@@ -7,7 +7,6 @@ import logging
 import os
 import time
 from collections.abc import Iterable, Mapping
-from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -231,7 +230,7 @@ def _search(
 
 def _try_score(supernet: Supernet, score_fn: ScoreFn, valid_batches: Iterable[Any]) -> None:
     """Score one batch before anything is trained: a broken score function should not cost a night."""
-    batches = list(islice(valid_batches, 1))
+    batches = first_batches(valid_batches, 1, seed=0, model=supernet.model)
     if not batches or (not hasattr(valid_batches, "__len__") and iter(valid_batches) is valid_batches):
         raise InvalidBatches("valid_batches yields nothing, or only once: give a DataLoader or a list of batches")
     with supernet.running(SubNetwork.fixed(supernet.space.largest)) as model, evaluating(model):

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +17,7 @@ from tqdm.auto import tqdm
 
 from nni_cafenet.checkpoint import Checkpoint
 from nni_cafenet.errors import InvalidBatches, TrainingDiverged
+from nni_cafenet.modes import seeded
 from nni_cafenet.supernet.objectives import LossFn, TorchLoss, as_loss, checked_loss
 
 logger = logging.getLogger(__name__)
@@ -175,16 +175,6 @@ def first_batches(batches: Iterable[Any], count: int, *, seed: int, model: nn.Mo
     """The first `count` batches of an epoch, the same ones for the same seed."""
     with seeded(seed, 0, model):
         return [batch for _, batch in zip(range(count), batches, strict=False)]
-
-
-@contextmanager
-def seeded(seed: int, epoch: int, model: nn.Module) -> Iterator[None]:
-    """torch's generators seeded for an epoch and restored afterwards: nobody else's random numbers change."""
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    devices: Sequence[torch.device] = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed * 100_003 + epoch)  # a prime apart, so that seeds do not share epochs
-        yield
 
 
 @dataclass

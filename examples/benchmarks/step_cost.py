@@ -26,7 +26,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from nni_cafenet import LocallyFree, Sampled, Supernet, build_space, cross_entropy, slice_model
-from nni_cafenet.supernet.minmin import minmin_step
+from nni_cafenet.supernet.minmin import minmin_loss
 
 CASES = (("resnet18", 32, 64), ("resnet18", 96, 32), ("mobilenet_v2", 32, 64), ("mobilenet_v2", 96, 32))
 
@@ -64,7 +64,8 @@ def measure(name: str, pixels: int, batch_size: int, *, rounds: int, channels_la
     def full_minmin_step() -> None:
         model.zero_grad(set_to_none=True)
         candidates = Sampled(3).listed(space, widths, LocallyFree(offset=1), rng)
-        minmin_step(supernet, candidates, batch, cross_entropy)
+        _, loss = minmin_loss(supernet, candidates, batch, cross_entropy)
+        loss.backward()
 
     steps: dict[str, Callable[[], None]] = {
         "plain": lambda: plain_step(plain),

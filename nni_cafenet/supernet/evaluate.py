@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nni_cafenet.modes import evaluating
+from nni_cafenet.modes import evaluating, seeded
 from nni_cafenet.search.searcher import Candidate
 from nni_cafenet.sharing import SharingPattern
 from nni_cafenet.supernet.candidates import Candidates
@@ -49,7 +49,7 @@ class Scorer:
         Raises:
             InvalidScore: score_fn gave something that is not a finite number.
         """
-        with torch.no_grad(), self.supernet.running(sub) as model, evaluating(model):
+        with torch.no_grad(), self.supernet.running(sub) as model, evaluating(model), seeded(self.seed, 0, model):
             recalibrate(model, self.recalibration_batches, self.loss_fn)
             return checked_score(self.score_fn(model, self.valid_batches))
 

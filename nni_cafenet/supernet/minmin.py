@@ -58,14 +58,6 @@ class MinMin:
         return loss
 
 
-@dataclass(frozen=True)
-class Step:
-    """What a training step did: the sub-network that learned, and its loss."""
-
-    subnetwork: SubNetwork
-    loss: float
-
-
 def minmin_loss(
     supernet: Supernet, candidates: Sequence[SubNetwork], batch: Any, loss_fn: LossFn
 ) -> tuple[SubNetwork, torch.Tensor]:
@@ -86,12 +78,3 @@ def minmin_loss(
             best, smallest = (sub, loss), value
     assert best is not None, "there is always the fixed pattern's candidate"
     return best
-
-
-def minmin_step(supernet: Supernet, candidates: Sequence[SubNetwork], batch: Any, loss_fn: LossFn) -> Step:
-    """Gradients of the best candidate's loss, in the parameters of the full model; see :func:`minmin_loss`."""
-    sub, loss = minmin_loss(supernet, candidates, batch, loss_fn)
-    value = float(loss.detach())
-    if math.isfinite(value):
-        loss.backward()
-    return Step(sub, value)

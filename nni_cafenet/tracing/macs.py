@@ -150,6 +150,11 @@ def _counts(model: nn.Module, example: Example) -> tuple[dict[Count, int], tuple
         try:
             by_module = analysis.by_module_and_operator()
             uncounted = analysis.unsupported_ops()
+        except KeyError as error:  # fvcore reads names off a graph, where "/" separates them
+            raise UnsupportedModel(
+                f"fvcore cannot count the MACs of {type(model).__name__} ({error.args[0]}): a module's name must not "
+                f"hold a '/'"
+            ) from error
         finally:
             quiet.setLevel(level)
     own = {name: Counter(counts) for name, counts in by_module.items()}

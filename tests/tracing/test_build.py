@@ -111,15 +111,11 @@ def test_a_channel_shuffle_is_frozen_with_the_layer_named() -> None:
     assert "mixed.0" in space.describe()
 
 
-def test_a_split_with_a_channel_shuffle_is_refused_or_frozen_with_the_layer_named() -> None:
-    model = make(models.SplitShuffled)
-    try:
-        space = build_space(model, example())
-    except UnsupportedModel as error:
-        assert "stem.0" in str(error) or "branch.0" in str(error)
-        return
+def test_a_split_with_a_channel_shuffle_is_frozen_with_the_layer_named() -> None:
+    space = build_space(make(models.SplitShuffled), example())
     assert [group.name for group in space.groups] == ["head.0"]
     assert "stem.0" in frozen(space)
+    assert "stem.0" in space.describe()
 
 
 def test_a_forward_that_slices_by_a_number_is_frozen_with_the_layer_named() -> None:
@@ -304,7 +300,7 @@ def test_a_min_bin_that_is_not_above_0_is_refused(number: float) -> None:
 def test_ignored_layers_keep_their_channels(ignore: Any, left: list[str] | None) -> None:
     model, _ = built("residual")
     if left is None:
-        with pytest.raises(UnsupportedModel, match="nothing to search.*named in ignore="):
+        with pytest.raises(UnsupportedModel, match=r"nothing to search.*named in ignore="):
             build_space(model, example(), ignore=ignore)
         return
     space = build_space(model, example(), ignore=ignore)
@@ -435,7 +431,7 @@ def test_an_example_without_a_tensor_is_refused(inputs: Any) -> None:
 
 def test_a_model_of_one_layer_has_nothing_to_search() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(432, 5))
-    with pytest.raises(UnsupportedModel, match="nothing to search.*1: it is the model's output"):
+    with pytest.raises(UnsupportedModel, match=r"nothing to search.*1: it is the model's output"):
         build_space(model, example())
 
 
@@ -475,7 +471,7 @@ def test_the_space_of_one_model_does_not_fit_another() -> None:
     _, space = built("plain")
     other, _ = built("residual")
     for use in (lambda: Supernet(other, space), lambda: slice_model(other, space, SubNetwork.fixed(space.smallest))):
-        with pytest.raises(UnsupportedModel, match="conv1"):
+        with pytest.raises(UnsupportedModel, match="no layer or parameter 'conv"):
             use()
     narrower = copy.deepcopy(built("plain")[0])
     narrower.conv2 = nn.Conv2d(8, 6, 3, stride=2, padding=1, bias=False)

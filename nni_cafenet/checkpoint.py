@@ -16,7 +16,7 @@ from nni_cafenet.files import replacing
 logger = logging.getLogger(__name__)
 
 VERSION = 1
-PLAIN = (str, int, float, bool, type(None), torch.Tensor)
+PLAIN = (str, int, float, bool, type(None))  # exactly: numpy's float64 is a float, and torch.load refuses it
 
 
 class Checkpoint:
@@ -90,5 +90,5 @@ def assert_plain(value: Any, where: str = "state") -> None:
     elif type(value) in (list, tuple):
         for index, item in enumerate(value):
             assert_plain(item, f"{where}[{index}]")
-    elif not isinstance(value, PLAIN):
+    elif type(value) not in PLAIN and not isinstance(value, torch.Tensor):
         raise TypeError(f"{where} is a {type(value).__name__}: checkpoints hold plain types and tensors only")

@@ -155,7 +155,7 @@ def _absolute(limit: str, asked: object, *, smallest: int, largest: int) -> int:
         return InfeasibleBudget(limit=limit, asked=asked, smallest=smallest, largest=largest, reason=reason)
 
     value = _number(asked, largest)
-    if value is None or not math.isfinite(value):
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
         raise refuse("is neither a number nor a percentage")
     if value <= 0:
         raise refuse("must be above 0")
@@ -166,14 +166,14 @@ def _absolute(limit: str, asked: object, *, smallest: int, largest: int) -> int:
     return math.floor(value)
 
 
-def _number(asked: object, largest: int) -> float | None:
+def _number(asked: object, largest: int) -> int | float | None:
     if isinstance(asked, str):
         match = re.fullmatch(r"\s*([-+]?\d+(?:\.\d*)?|[-+]?\.\d+)\s*%\s*", asked)
         # multiplied before divided, so that "100%" is exactly the full network
         return float(match[1]) * largest / 100 if match else None
-    if isinstance(asked, (int, float, np.integer, np.floating)) and not isinstance(asked, bool):
-        return float(asked)
-    return None
+    if isinstance(asked, (int, np.integer)) and not isinstance(asked, bool):
+        return int(asked)
+    return float(asked) if isinstance(asked, (float, np.floating)) else None
 
 
 def admissible(cost: CostModel, limits: Limits, candidates: Sequence[Widths]) -> list[Widths]:

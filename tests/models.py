@@ -270,8 +270,9 @@ class DataDependent(nn.Module):
         self.fc = nn.Linear(10, CLASSES)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        bright = bool(x.mean() > 0)
         x = self.stem(x)
-        x = F.relu(x) if bool(x.mean() > 0) else torch.tanh(x)
+        x = F.relu(x) if bright else torch.tanh(x)
         return self.fc(F.relu(self.body(x)).mean((2, 3)))
 
 

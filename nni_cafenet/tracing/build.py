@@ -103,7 +103,8 @@ def _ignored_names(model: nn.Module, ignore: Iterable[str | nn.Module]) -> list[
     if isinstance(ignore, (str, nn.Module)):
         ignore = (ignore,)
     modules = {module: name for name, module in model.named_modules()}
-    names = [*modules.values(), *(name for name, _ in model.named_parameters())]
+    parameters = {name for name, _ in model.named_parameters()}
+    names = [*modules.values(), *sorted(parameters)]
     found: set[str] = set()
     for entry in ignore:
         if isinstance(entry, nn.Module):
@@ -115,8 +116,12 @@ def _ignored_names(model: nn.Module, ignore: Iterable[str | nn.Module]) -> list[
             if not matches:
                 near = difflib.get_close_matches(entry, names, n=3, cutoff=0.0)
                 raise ValueError(f"ignore= names {entry!r}, which matches no layer; the nearest: {', '.join(near)}")
-        for match in matches:  # a block's layers with it
-            found.update(name for name in names if name == match or name.startswith(f"{match}."))
+        for match in matches:
+            if match in parameters:
+                found |= {match, match.rpartition(".")[0]}  # and the layer that it belongs to
+            else:
+                inside = f"{match}." if match else ""  # "" is the model itself
+                found.update(name for name in names if name == match or name.startswith(inside))
     return sorted(found)
 
 

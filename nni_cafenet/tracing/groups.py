@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch_pruning
@@ -232,7 +232,16 @@ class _Builder:
         for positions, reason in self.frozen:
             for index in np.unique(component[positions]):
                 reasons.setdefault(int(index), reason)
-        return _gather(axes, component, count, reasons)
+        table = _gather(axes, component, count, reasons)
+        return replace(table, frozen=(*table.frozen, *self._unreached()))
+
+    def _unreached(self) -> list[FrozenPart]:
+        reason = "autograd does not reach it from the output: it is unused, or runs under no_grad"
+        return [
+            FrozenPart(name, size, reason)
+            for module, name in self.names.items()
+            if isinstance(module, PRODUCERS) and (name, "out") not in self.axes and (size := axis_size(module, "out"))
+        ]
 
 
 def _gather(axes: list[_OpenAxis], component: IntArray, count: int, reasons: dict[int, str]) -> GroupTable:

@@ -23,7 +23,7 @@ from nni_cafenet.errors import UnsupportedModel
 from nni_cafenet.export.slicing import slice_layers
 from nni_cafenet.layers import axis_tensors
 from nni_cafenet.modes import evaluating
-from nni_cafenet.tracing.example import Example
+from nni_cafenet.tracing.example import Example, output_tensors
 from nni_cafenet.tracing.groups import GroupTable
 from nni_cafenet.widths import Axis, IntArray, kept_positions
 
@@ -140,9 +140,8 @@ class _Fit:
 
 def _counts(model: nn.Module, example: Example) -> tuple[dict[Count, int], tuple[tuple[str, int], ...]]:
     """fvcore's counts of each module's own operations (not its children's), and what it did not count."""
-    wrapped: nn.Module = _KeywordCall(model, example) if example.kwargs else model
     with evaluating(model), torch.no_grad():
-        analysis = FlopCountAnalysis(wrapped, example.args)
+        analysis = FlopCountAnalysis(_Traceable(model, example), tuple(example.tensors))
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
         quiet = logging.getLogger("fvcore.nn.jit_analysis")
         level = quiet.level
@@ -161,24 +160,24 @@ def _counts(model: nn.Module, example: Example) -> tuple[dict[Count, int], tuple
     for name, counts in by_module.items():
         if name:
             own[name.rpartition(".")[0]].subtract(counts)
-    prefix = "model." if example.kwargs else ""
     return {
-        (name.removeprefix(prefix) if name != "model" or not prefix else "", operation): int(count)
+        (name.removeprefix("model").removeprefix("."), operation): int(count)
         for name, counts in own.items()
         for operation, count in counts.items()
         if count
     }, tuple(sorted(uncounted.items()))
 
 
-class _KeywordCall(nn.Module):
-    """fvcore passes positional inputs alone."""
+class _Traceable(nn.Module):
+    """The model as torch.jit.trace, by which fvcore counts, wants it: tensors in, a tuple of tensors out."""
 
     def __init__(self, model: nn.Module, example: Example) -> None:
         super().__init__()
-        self.model, self.example = model, example
+        self.model, self._example = model, example
 
-    def forward(self) -> Any:
-        return self.example.run(self.model)
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        given = iter(tensors)
+        return tuple(output_tensors(self._example.map(lambda _: next(given)).run(self.model)))
 
 
 def _form(axis: Axis) -> Form:

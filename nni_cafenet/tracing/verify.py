@@ -28,6 +28,7 @@ from nni_cafenet.widths import Axis, IntArray, Widths, kept_positions
 
 logger = logging.getLogger(__name__)
 
+REDRAWS = 5  # of a cut that leaves the network dead
 TOLERANCE = 1e-7  # relative; float64 rounding is near 1e-12, one wrong channel far above
 
 
@@ -81,9 +82,10 @@ def check_cost(
 
 class _Oracle:
     def __init__(self, model: nn.Module, table: GroupTable, example: Example, rng: np.random.Generator) -> None:
-        self.table, self.example, self.rng = table, example.double(), rng
+        self.table, self.example, self.rng = table, example.double().map(_lively), rng
         self.model = copy.deepcopy(model).double().eval()
         randomise(self.model, seed=int(rng.integers(2**31)))
+        self.other_example = self.example.map(_disturbed)
         self.expected = self._outputs(self.model)
         if not all(torch.isfinite(out).all() for out in self.expected):
             raise UnsupportedModel(f"{type(model).__name__} gives NaN or infinity on the example inputs")
@@ -93,30 +95,45 @@ class _Oracle:
     def fault(self, groups: Collection[int]) -> str | None:
         """What is wrong with slicing these groups, or None."""
         try:
-            permuted = self._permuted(groups)
-            if not _close(self._outputs(permuted), self.expected):
+            if not _close(self._outputs(self._permuted(groups)), self.expected):
                 return "reordering its channels changes the output, so not all that goes with them was found"
-            kept = self._half(groups)
-            slim = self._outputs(slice_layers(self.model, kept_positions(self.table.axes, kept)))
-            if [out.shape for out in slim] != [out.shape for out in self.expected]:
-                return "slicing it changes the shape of the output"
-            if self.spanned.isdisjoint(groups):  # a LayerNorm's statistics change with its channels, as they should
-                if not _close(slim, self._outputs(self._ignoring(kept))):
-                    return "the sliced network differs from the full one that ignores the removed channels"
+            for lowest, highest in ((0.5, 1.0), (0.0, 0.5)):
+                fault = self._removal_fault(groups, lowest, highest)
+                if fault is not None:
+                    return fault
         except Exception as error:  # a third-party forward may raise anything at other widths
             return f"the forward fails when it is sliced ({type(error).__name__}: {error})"
         return None
 
-    def _outputs(self, model: nn.Module) -> list[torch.Tensor]:
+    def _removal_fault(self, groups: Collection[int], lowest: float, highest: float) -> str | None:
+        for _ in range(REDRAWS):
+            kept = self._some(groups, lowest, highest)
+            sliced = slice_layers(self.model, kept_positions(self.table.axes, kept))
+            slim = self._outputs(sliced)
+            if [out.shape for out in slim] != [out.shape for out in self.expected]:
+                return "slicing it changes the shape of the output"
+            if not self.spanned.isdisjoint(groups):
+                return None  # a LayerNorm's statistics change with its channels, as they should
+            if not _close(slim, self._outputs(self._ignoring(kept))):
+                return "the sliced network differs from the full one that ignores the removed channels"
+            if not _close(slim, self._outputs(sliced, self.other_example)):
+                return None
+            # the cut left a layer of ReLUs dead: equal constants prove nothing
+        return None
+
+    def _outputs(self, model: nn.Module, example: Example | None = None) -> list[torch.Tensor]:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # a forward may draw random numbers, in eval mode too
-            return output_tensors(self.example.run(model))
+            return output_tensors((example or self.example).run(model))
 
-    def _half(self, groups: Collection[int]) -> list[IntArray | None]:
+    def _some(self, groups: Collection[int], lowest: float, highest: float) -> list[IntArray | None]:
+        """A random share, `lowest` to `highest`, of each group's units; never all of them where there are several."""
         kept: list[IntArray | None] = [None] * len(self.table.groups)
         for index in groups:
             units = self.table.groups[index].units
-            size = int(self.rng.integers(1, max(units // 2, 1) + 1))
+            most = max(min(int(highest * units), units - 1), 1)
+            least = min(max(int(lowest * units), 1), most)
+            size = int(self.rng.integers(least, most + 1))
             kept[index] = np.sort(self.rng.choice(units, size=size, replace=False))
         return kept
 
@@ -171,6 +188,19 @@ def randomise(model: nn.Module, *, seed: int) -> None:
         for parameter in model.parameters():
             if parameter.is_floating_point() and parameter.numel() > 1 and (parameter == parameter.flatten()[0]).all():
                 parameter.copy_(uniform(parameter, -0.5, 0.5))
+
+
+def _lively(tensor: torch.Tensor) -> torch.Tensor:
+    """Noise in the place of constant inputs, such as torch.zeros: they would hide much of what a network does."""
+    if not tensor.is_floating_point() or (tensor != tensor.flatten()[0]).any():
+        return tensor
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype).to(tensor.device)
+
+
+def _disturbed(tensor: torch.Tensor) -> torch.Tensor:
+    """Another input of the same range: the values in reverse order, a little louder."""
+    return tensor.flatten().flip(0).view(tensor.shape) * 1.1 if tensor.is_floating_point() else tensor
 
 
 def _reordered(axis: Axis, orders: dict[int, IntArray]) -> IntArray:

@@ -471,10 +471,10 @@ def test_the_space_of_one_model_does_not_fit_another() -> None:
     _, space = built("plain")
     other, _ = built("residual")
     for use in (lambda: Supernet(other, space), lambda: slice_model(other, space, SubNetwork.fixed(space.smallest))):
-        with pytest.raises(UnsupportedModel, match="no layer or parameter 'conv"):
+        with pytest.raises(UnsupportedModel, match=r"'conv[12]'"):
             use()
     narrower = copy.deepcopy(built("plain")[0])
     narrower.conv2 = nn.Conv2d(8, 6, 3, stride=2, padding=1, bias=False)
     full_but_one = SubNetwork.fixed(Widths(tuple(max(bins.count - 1, 1) for bins in space.bins)))
-    with pytest.raises(UnsupportedModel, match="conv2 has 6 channels on side 'out'"):
+    with pytest.raises(UnsupportedModel, match="conv2"):
         slice_model(narrower, space, full_but_one)

@@ -128,7 +128,7 @@ def test_a_loss_that_is_no_scalar_is_refused() -> None:
 
 def test_a_loss_that_no_gradient_can_flow_from_is_refused() -> None:
     supernet = Supernet(*built("plain"))
-    for cut in (lambda loss: loss.detach(), lambda loss: torch.tensor(float(loss))):
+    for cut in (lambda loss: loss.detach(), lambda loss: torch.tensor(float(loss.detach()))):
         with pytest.raises(InvalidBatches, match="gradient"):
             minmin_loss(supernet, candidates(supernet, 1), BATCH, lambda model, batch: cut(loss_fn(model, batch)))  # noqa: B023
 

@@ -86,7 +86,7 @@ def test_a_score_is_any_number(score: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "score", [None, "0.9", True, [0.9], {"accuracy": 1}, torch.ones(2), np.ones(2), 1j, object()], ids=repr
+    "score", [None, "0.9", True, [0.9], {"accuracy": 1}, torch.ones(2), np.ones(2), 1j, object], ids=repr
 )
 def test_a_score_that_is_no_number_is_refused(score: Any) -> None:
     with pytest.raises(InvalidScore, match=r"score_fn\(model, batches\) must return a number, higher is better"):

@@ -145,7 +145,7 @@ class DeepAcrossChannels(nn.Module):
 def test_a_network_that_dies_when_it_is_cut_hides_no_wrong_group(factory: Callable[[], nn.Module]) -> None:
     """Removal is checked on outputs that still depend on the input: equal constants prove nothing."""
     model, table = table_of(factory)
-    missed = [seed for seed in range(20) if "middle.0" in names(verified_with(model, table, seed))]
+    missed = [seed for seed in range(10) if "middle.0" in names(verified_with(model, table, seed))]
     assert missed == []
 
 

@@ -1,0 +1,63 @@
+"""What the README shows is what is there."""
+
+import ast
+import csv
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import nni_cafenet
+from nni_cafenet.cli import main
+
+ROOT = Path(nni_cafenet.__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+TOUR = (ROOT / "nni_cafenet" / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_hello_world_is_the_example_of_that_name():
+    program = (ROOT / "examples" / "hello_world.py").read_text()
+    docstring = ast.get_docstring(ast.parse(program), clean=False)
+    assert blocks("python")[0].strip() == program.split(f'"""{docstring}"""')[1].strip()
+
+
+@pytest.mark.parametrize("block", blocks("python"))
+def test_python_in_the_readme_imports_names_that_exist(block):
+    names = [
+        alias.name
+        for node in ast.walk(ast.parse(block))
+        if isinstance(node, ast.ImportFrom) and node.module == "nni_cafenet"
+        for alias in node.names
+    ]
+    assert names
+    assert all(hasattr(nni_cafenet, name) or name in nni_cafenet._NNI for name in names)
+
+
+def test_commands_in_the_readme_have_the_options_shown(capsys):
+    shown = re.findall(r"nni-cafenet (\w+)((?: +[^\n`]+)?)", "\n".join(blocks("bash")))
+    assert {command for command, _ in shown} >= {"demo", "inspect", "search"}
+    for command, words in shown:
+        with pytest.raises(SystemExit, match="0"):
+            main([command, "--help"])
+        usage = capsys.readouterr().out
+        assert all(option in usage for option in re.findall(r"--[\w-]+", words))
+
+
+def test_demo_table_is_that_of_the_committed_result():
+    result = json.loads((ROOT / "examples" / "demo" / "result.json").read_text())
+    for name in ("dense", "slim", "uniform", "random"):
+        assert f"{result[name]['accuracy']:.4f} ± {result[name]['accuracy_std']:.4f}" in README
+    with open(ROOT / "examples" / "demo" / "widths.csv") as file:
+        assert {row["group"]: int(row["slim"]) for row in csv.DictReader(file)} == result["widths"]
+
+
+def test_tour_names_every_file_and_no_other():
+    files = {path.relative_to(ROOT / "nni_cafenet").as_posix() for path in (ROOT / "nni_cafenet").rglob("*.py")}
+    told = set(re.findall(r"`([\w/]+\.py)`", TOUR))
+    in_nas = {name for name in files if name.startswith("nas/")}  # told of as one room
+    assert told == {name for name in files if not name.endswith("__init__.py")} - in_nas

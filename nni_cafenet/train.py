@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -162,7 +162,11 @@ def count_batches(batches: Iterable[Any]) -> int:
     Raises:
         InvalidBatches: none.
     """
-    count = len(batches) if isinstance(batches, Sized) else sum(1 for _ in batches)
+    try:
+        count = len(batches)  # type: ignore[arg-type]
+    except TypeError:  # a DataLoader has a __len__ that fails where its data set is a stream
+        with torch.random.fork_rng(devices=[]):
+            count = sum(1 for _ in batches)
     if not count:
         raise InvalidBatches(
             "the loader yields no batch: is the data set smaller than the batch size with drop_last=True, "

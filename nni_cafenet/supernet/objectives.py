@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,7 +39,8 @@ def accuracy(model: nn.Module, batches: Iterable[Any]) -> float:
 
 def as_loss(loss_fn: LossFn | TorchLoss | nn.Module) -> LossFn:
     """`loss_fn` as a function of (model, batch): torch's own losses are applied to (model(inputs), targets)."""
-    if isinstance(loss_fn, nn.Module) or getattr(loss_fn, "__module__", None) == "torch.nn.functional":
+    function = loss_fn.func if isinstance(loss_fn, partial) else loss_fn
+    if isinstance(function, nn.Module) or getattr(function, "__module__", None) == "torch.nn.functional":
 
         def applied(model: nn.Module, batch: Any) -> torch.Tensor:
             inputs, targets = to_device(batch, model)
@@ -55,6 +57,11 @@ def checked_loss(loss: Any) -> torch.Tensor:
         InvalidBatches: it is not.
     """
     if isinstance(loss, torch.Tensor) and loss.numel() == 1:
+        if torch.is_grad_enabled() and not loss.requires_grad:
+            raise InvalidBatches(
+                "loss_fn(model, batch) must return a loss that gradients can flow from, but what it returned depends "
+                "on no parameter that requires them: is the loss detached, or is the model frozen?"
+            )
         return loss
     got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else f"a {type(loss).__name__}"
     raise InvalidBatches(f"loss_fn(model, batch) must return a scalar tensor, but it returned {got}")

@@ -10,7 +10,9 @@ from fvcore.nn import FlopCountAnalysis
 from torch import nn
 from torch.nn import functional as F
 
-from nni_cafenet import build_space, count_macs, slice_model
+from nni_cafenet import UnsupportedModel, build_space, count_macs, slice_model
+from nni_cafenet.export.slicing import slice_layers
+from nni_cafenet.widths import kept_positions
 from tests import models
 from tests.built import built, some_subnetworks
 from tests.models import NETWORKS, example, make
@@ -53,6 +55,14 @@ def test_counting_is_silent(caplog: pytest.LogCaptureFixture) -> None:
         count_macs(model, example())
     assert [record for record in caplog.records if "fvcore" in record.name] == []
     assert logging.getLogger("fvcore.nn.jit_analysis").level == level
+
+
+def test_a_slash_in_a_layer_s_name_is_refused() -> None:
+    """fvcore reads names off a graph, where it separates them."""
+    model = nn.Sequential()
+    model.add_module("conv/1", nn.Conv2d(3, 4, 3))
+    with pytest.raises(UnsupportedModel, match=r"fvcore cannot count the MACs of Sequential .* must not hold a '/'"):
+        count_macs(model, example())
 
 
 def test_what_fvcore_does_not_count_is_reported() -> None:
@@ -105,9 +115,6 @@ def test_sensitivities_are_what_one_unit_costs(name: str) -> None:
     """Equation 7, by counting without the unit; a layer that runs twice is quadratic in it, so left out."""
     model, space = built(name)
     full = count_macs(model, example())
-    from nni_cafenet.export.slicing import slice_layers
-    from nni_cafenet.widths import kept_positions
-
     for index, group in enumerate(space.groups):
         kept = [None] * len(space.groups)
         kept[index] = np.arange(1, group.units)

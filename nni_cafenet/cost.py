@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -174,8 +173,3 @@ def _number(asked: object, largest: int) -> int | float | None:
     if isinstance(asked, (int, np.integer)) and not isinstance(asked, bool):
         return int(asked)
     return float(asked) if isinstance(asked, (float, np.floating)) else None
-
-
-def admissible(cost: CostModel, limits: Limits, candidates: Sequence[Widths]) -> list[Widths]:
-    """Those of `candidates` that meet `limits`."""
-    return [widths for widths in candidates if limits.admit(cost, widths)]

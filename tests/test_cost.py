@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nni_cafenet import Budget, CafeNetError, InfeasibleBudget, Widths
-from nni_cafenet.cost import CostModel, CostTerm, Limits, admissible
+from nni_cafenet.cost import CostModel, CostTerm, Limits
 
 UNITS = ((0, 2, 5, 8), (0, 1, 2), (0, 4, 8))
 SMALLEST, LARGEST = Widths((1, 1, 1)), Widths((3, 2, 2))
@@ -122,10 +122,10 @@ def test_a_budget_is_a_number_or_a_percentage(asked: object, absolute: int) -> N
 def test_both_limits_bound() -> None:
     both = limits(max_macs="60%", max_params=150)
     assert both == Limits(max_macs=math.floor(FULL * 0.6), max_params=150)
-    admitted = admissible(COST, both, ALL)
+    admitted = [widths for widths in ALL if both.admit(COST, widths)]
     assert admitted == [w for w in ALL if COST.macs(w) <= both.max_macs and COST.params(w) <= 150]
     assert 0 < len(admitted) < len(ALL)
-    assert len(admissible(COST, Limits(), ALL)) == len(ALL)
+    assert all(Limits().admit(COST, widths) for widths in ALL)
 
 
 def test_params_alone_bound() -> None:
@@ -150,7 +150,7 @@ def test_a_budget_above_the_full_network_is_refused(asked: object) -> None:
         limits(max_macs=asked)
 
 
-@pytest.mark.parametrize("asked", [LEAST - 1, 0.5, "1%"])
+@pytest.mark.parametrize("asked", [LEAST - 1, LEAST - 0.5, 0.5, "1%"])
 def test_a_budget_under_the_smallest_network_is_refused(asked: object) -> None:
     with pytest.raises(InfeasibleBudget, match="less than the smallest network has"):
         limits(max_macs=asked)

@@ -6,17 +6,18 @@ import copy
 import logging
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from torch import nn
 from tqdm.auto import tqdm
 
 from nni_cafenet.checkpoint import Checkpoint
 from nni_cafenet.cost import Budget, Limits
 from nni_cafenet.errors import CafeNetError, InvalidBatches
-from nni_cafenet.modes import evaluating
+from nni_cafenet.modes import evaluating, seeded
 from nni_cafenet.result import Result
 from nni_cafenet.search.evolution import Evolution
 from nni_cafenet.search.searcher import Candidate, Searcher, draw_within
@@ -229,12 +230,13 @@ def _search(
 
 
 def _try_score(supernet: Supernet, score_fn: ScoreFn, valid_batches: Iterable[Any]) -> None:
-    """Score one batch before anything is trained: a broken score function should not cost a night."""
-    batches = first_batches(valid_batches, 1, seed=0, model=supernet.model)
-    if not batches or (not hasattr(valid_batches, "__len__") and iter(valid_batches) is valid_batches):
+    """Score the full network before anything is trained: a broken score function should not cost a night."""
+    once = isinstance(valid_batches, Iterator)
+    if once or not first_batches(valid_batches, 1, seed=0, model=supernet.model):
         raise InvalidBatches("valid_batches yields nothing, or only once: give a DataLoader or a list of batches")
-    with supernet.running(SubNetwork.fixed(supernet.space.largest)) as model, evaluating(model):
-        checked_score(score_fn(model, batches))
+    sub = SubNetwork.fixed(supernet.space.largest)
+    with torch.no_grad(), supernet.running(sub) as model, evaluating(model), seeded(0, 0, model):
+        checked_score(score_fn(model, valid_batches))
 
 
 def _to_plain(found: Candidate) -> dict[str, Any]:

@@ -100,8 +100,9 @@ class Evolution:
         # a stable sort, so that equal scores keep the order in which they were told
         best = sorted(self._told, key=lambda widths: -self._told[widths])[: self.parents]
         for place in range(self.population):
-            for _ in range(MOST_TRIES):
-                child = self._child(best, crossover=place % 2 == 0)
+            # few parents have few crossovers: where they are used up, a mutation takes the place
+            for crossover in ([True] * MOST_TRIES if place % 2 == 0 else []) + [False] * MOST_TRIES:
+                child = self._child(best, crossover=crossover)
                 if child not in self._asked:
                     self._asked.add(child)
                     self._queue.append(child)

@@ -35,7 +35,7 @@ class Searcher(Protocol):
 
     A searcher is begun once with a space and limits, then asked and told until `ask` returns nothing. What
     `state_dict` gives holds plain types alone, and a new searcher of the same settings that loads it goes on exactly
-    where the old one was.
+    where the old one was. Its repr names its settings, by which a checkpoint knows whether it belongs to it.
     """
 
     @property

@@ -237,10 +237,17 @@ class _Builder:
 
     def _unreached(self) -> list[FrozenPart]:
         reason = "autograd does not reach it from the output: it is unused, or runs under no_grad"
+        # torch-pruning sees an attention as one layer, and never lists its projections
+        attended = {
+            part for whole in self.names if isinstance(whole, nn.MultiheadAttention) for part in whole.modules()
+        }
         return [
             FrozenPart(name, size, reason)
             for module, name in self.names.items()
-            if isinstance(module, PRODUCERS) and (name, "out") not in self.axes and (size := axis_size(module, "out"))
+            if isinstance(module, PRODUCERS)
+            and module not in attended
+            and (name, "out") not in self.axes
+            and (size := axis_size(module, "out"))
         ]
 
 

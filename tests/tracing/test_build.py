@@ -207,6 +207,8 @@ def test_what_feeds_an_attention_is_frozen_and_the_rest_is_not() -> None:
     space = build_space(make(Attention), example())
     assert [group.name for group in space.groups] == ["stem.0"]
     assert frozen(space)["body"] == "it feeds a MultiheadAttention, which is not sliced"
+    # a part of the attention, which the forward does reach
+    assert "autograd does not reach" not in frozen(space).get("attention.out_proj", "")
 
 
 # parameters without gradients

@@ -159,10 +159,10 @@ def _run_job(options: argparse.Namespace, factory: Callable[[], Any], data: Data
     report = compare_widths(
         factory, space, data, example_inputs=example,
         budget=Budget(max_macs=_number(options.budget), max_params=_number(options.max_params)),
-        recipe=Recipe(options.train_epochs, partial(_sgd, lr=options.lr)), folder=options.out, runs=options.runs,
+        recipe=Recipe(options.train_epochs, partial(sgd, lr=options.lr)), folder=options.out, runs=options.runs,
         seed=options.seed, command=options.command, sharing=LocallyFree(offset=options.offset),
         searcher=_searcher(options), epochs=options.epochs, candidates=options.candidates,
-        optimizer_fn=partial(_sgd, lr=options.lr),
+        optimizer_fn=partial(sgd, lr=options.lr),
     )  # fmt: skip
     _print(report, options.out)
 
@@ -176,13 +176,6 @@ def _print(report: Report, folder: str) -> None:
 def _space(options: argparse.Namespace, factory: Callable[[], Any], example: torch.Tensor) -> Any:
     names = ("ignore", "round_to", "min_channels", "min_bin")
     return build_space(factory(), example, **{name: getattr(options, name) for name in names if name in options})
-
-
-def _sgd(parameters: Any, lr: float) -> torch.optim.Optimizer:
-    optimizer = sgd(parameters)
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    return optimizer
 
 
 def _searcher(options: argparse.Namespace) -> Searcher:

@@ -130,7 +130,7 @@ def compare_widths(
     networks = _networks(space, result, limits, runs=runs, seed=seed)
     start = time.perf_counter()
     scores: dict[str, list[float]] = {name: [] for name in networks}
-    settings = {"recipe": repr(recipe), "limits": repr(limits)}
+    settings = {**recipe.settings(), "limits": repr(limits)}
     trainings = [(name, run) for run in range(runs) for name in networks]
     for name, run in tqdm(trainings, desc="training", unit="network", disable=None if progress else True, leave=False):
         network = networks[name][run]

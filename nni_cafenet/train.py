@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,9 +29,9 @@ StepFn = Callable[[Any, int], float]  # (batch, step) -> loss, with gradients in
 SECONDS_BETWEEN_SAVES = 300.0
 
 
-def sgd(parameters: Iterable[nn.Parameter]) -> Optimizer:
-    """The default optimizer: SGD, learning rate 0.1, Nesterov momentum 0.9, weight decay 5e-4."""
-    return torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
+def sgd(parameters: Iterable[nn.Parameter], *, lr: float = 0.1) -> Optimizer:
+    """The default optimizer: SGD, Nesterov momentum 0.9, weight decay 5e-4."""
+    return torch.optim.SGD(parameters, lr=lr, momentum=0.9, weight_decay=5e-4, nesterov=True)
 
 
 def cosine(optimizer: Optimizer, steps: int) -> LRScheduler:
@@ -55,6 +56,10 @@ class Recipe:
     def __post_init__(self) -> None:
         if isinstance(self.epochs, bool) or not isinstance(self.epochs, int) or self.epochs < 0:
             raise ValueError(f"epochs must be a whole number of at least 0, but got {self.epochs!r}")
+
+    def settings(self) -> dict[str, Any]:
+        """What a checkpoint is compared by: plain values, the same in every process."""
+        return {"epochs": self.epochs, "optimizer": _name(self.optimizer_fn), "schedule": _name(self.schedule_fn)}
 
 
 def train_model(
@@ -179,6 +184,15 @@ def first_batches(batches: Iterable[Any], count: int, *, seed: int, model: nn.Mo
     """The first `count` batches of an epoch, the same ones for the same seed."""
     with seeded(seed, 0, model):
         return [batch for _, batch in zip(range(count), batches, strict=False)]
+
+
+def _name(function: Callable[..., Any]) -> str:
+    """A function by its name and bound arguments: its repr holds an address, another one in every process."""
+    if isinstance(function, partial):
+        bound = [*map(repr, function.args), *(f"{key}={value!r}" for key, value in function.keywords.items())]
+        return f"{_name(function.func)}({', '.join(bound)})"
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 @dataclass

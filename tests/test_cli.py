@@ -62,8 +62,9 @@ def test_demo_makes_a_slim_network_within_the_budget(tmp_path, capsys):
     assert (out / "report.html").is_file() and (out / "result.json").read_text() == before
 
 
-def test_killed_demo_goes_on_to_the_same_result(tmp_path):
-    command = [sys.executable, "-m", "nni_cafenet.cli", "demo", *SMALL, "--epochs", "12"]
+@pytest.mark.parametrize("phase", ["supernet", "dense-0"])
+def test_killed_demo_goes_on_to_the_same_result(tmp_path, phase):
+    command = [sys.executable, "-m", "nni_cafenet.cli", "demo", *SMALL, "--epochs", "12", "--train-epochs", "8"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([*command, "--out", str(tmp_path / "unbroken")], env=environment, check=True, capture_output=True)
 
@@ -71,7 +72,7 @@ def test_killed_demo_goes_on_to_the_same_result(tmp_path):
     running = subprocess.Popen([*command, "--out", str(broken)], env=environment, stdout=subprocess.DEVNULL,
                                stderr=subprocess.DEVNULL)  # fmt: skip
     deadline = time.monotonic() + 120
-    while not (broken / "checkpoints" / "supernet.pt").exists() and time.monotonic() < deadline:
+    while not (broken / "checkpoints" / f"{phase}.pt").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     running.send_signal(signal.SIGKILL)
     assert running.wait() == -signal.SIGKILL

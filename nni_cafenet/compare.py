@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import statistics
 import time
@@ -32,8 +31,6 @@ from nni_cafenet.tracing.bins import SingleChannels, rebin
 from nni_cafenet.tracing.macs import count_macs
 from nni_cafenet.train import Recipe, train_model
 from nni_cafenet.widths import SubNetwork
-
-logger = logging.getLogger(__name__)
 
 Factory = Callable[[], nn.Module]
 
@@ -120,9 +117,7 @@ def compare_widths(
         raise ValueError(f"runs must be at least 1, but got {runs}")
     limits = space.limits(budget)
     folder = Path(folder)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = factory()
+    model = Network(space, SubNetwork.fixed(space.largest)).make(factory, seed=seed)
     result = search_widths(
         model, space, train_batches=data.train, valid_batches=data.valid, budget=budget, loss_fn=loss_fn,
         score_fn=score_fn, checkpoint=folder / "checkpoints", seed=seed, progress=progress, **search_options,

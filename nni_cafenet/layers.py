@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from nni_cafenet.errors import UnsupportedModel
+
 Tensors = tuple[tuple[str, int], ...]  # (parameter or buffer, its dimension)
 
 NORMS_PER_CHANNEL = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
@@ -54,6 +56,18 @@ def resized_attributes(layer: nn.Module, side: str, size: int) -> dict[str, Any]
         groups = size * layer.groups // layer.out_channels
         return {"out_channels": size, "in_channels": layer.in_channels // layer.groups * groups, "groups": groups}
     return {attribute: size}
+
+
+def check_fits(layer: nn.Module | None, name: str, side: str, last: int) -> None:
+    """Raise UnsupportedModel where the layer called `name` (None: there is none) has no channel `last` on `side`."""
+    if layer is None and side.startswith("dim"):
+        return  # a bare parameter, looked for when it is cut
+    size = None if layer is None else axis_size(layer, side)
+    if size is None or last >= size:
+        raise UnsupportedModel(
+            f"the sub-network keeps channel {last} of layer {name!r} on side {side!r}, and the model has "
+            f"{size or 'none'} there: use the space built from this model"
+        )
 
 
 def owns_its_tensors(layer: nn.Module) -> bool:

@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
+from nni_cafenet.search.searcher import pareto_front
 from nni_cafenet.summary import LABELS
 
 # Okabe and Ito's colours, told apart with any colour vision; each network has a marker of its own as well.
@@ -118,11 +119,7 @@ def draw_accuracy(
 
 def pareto(candidates: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
     """The (macs, score) that no other beats in both, by rising MACs."""
-    front: list[tuple[int, float]] = []
-    for macs, score in sorted(candidates, key=lambda candidate: (candidate[0], -candidate[1])):
-        if not front or score > front[-1][1]:
-            front.append((macs, score))
-    return front
+    return pareto_front(candidates, lambda candidate: candidate)
 
 
 def _bars(axes: Axes, full: Sequence[float], chosen: Mapping[str, Sequence[float]]) -> list[Any]:

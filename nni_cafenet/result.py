@@ -12,7 +12,7 @@ from torch import nn
 
 from nni_cafenet.cost import Limits
 from nni_cafenet.report import HistoryRow, Report, WidthRow, write_report
-from nni_cafenet.search.searcher import Candidate
+from nni_cafenet.search.searcher import Candidate, pareto_front
 from nni_cafenet.space import SearchSpace
 from nni_cafenet.widths import Widths
 
@@ -51,11 +51,7 @@ class Result:
     @property
     def pareto(self) -> tuple[Candidate, ...]:
         """The candidates that no other beats in both score and MACs, by rising MACs."""
-        front: list[Candidate] = []
-        for candidate in sorted(self.history, key=lambda candidate: (candidate.macs, -candidate.score)):
-            if not front or candidate.score > front[-1].score:
-                front.append(candidate)
-        return tuple(front)
+        return tuple(pareto_front(self.history, lambda found: (found.macs, found.score)))
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write result.json, widths.csv and report.html into `folder`; the path of the report."""

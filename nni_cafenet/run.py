@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -30,8 +29,6 @@ from nni_cafenet.supernet.objectives import LossFn, ScoreFn, TorchLoss, accuracy
 from nni_cafenet.supernet.supernet import Supernet
 from nni_cafenet.train import OptimizerFn, Recipe, ScheduleFn, StepFn, cosine, count_batches, first_batches, fit, sgd
 from nni_cafenet.widths import SubNetwork, Widths
-
-logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_SAVES = 5.0
 

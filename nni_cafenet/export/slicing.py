@@ -11,7 +11,7 @@ from torch import nn
 from torch_pruning.pruner import function
 
 from nni_cafenet.errors import UnsupportedModel
-from nni_cafenet.layers import CONVOLUTION, axis_size, axis_tensors, resized_attributes
+from nni_cafenet.layers import CONVOLUTION, axis_size, axis_tensors, check_fits, resized_attributes
 from nni_cafenet.space import SearchSpace
 from nni_cafenet.widths import IntArray, SubNetwork
 
@@ -36,7 +36,7 @@ def slice_layers(model: nn.Module, positions: Positions) -> nn.Module:
     slim.zero_grad(set_to_none=True)
     layers = dict(slim.named_modules())
     for (name, side), kept in positions.items():
-        _check_fits(layers.get(name), name, side, kept)
+        check_fits(layers.get(name), name, side, int(kept[-1]))
     # asked before anything is cut: a grouped convolution that keeps one conv-group looks like a plain one afterwards
     grouped = {name for name, layer in layers.items() if isinstance(layer, CONVOLUTION) and layer.groups > 1}
     for (name, side), kept in positions.items():
@@ -48,17 +48,6 @@ def slice_layers(model: nn.Module, positions: Positions) -> nn.Module:
         else:
             _slice_bare_parameter(slim, name, int(side.removeprefix("dim")), kept)
     return slim
-
-
-def _check_fits(layer: nn.Module | None, name: str, side: str, kept: IntArray) -> None:
-    if layer is None and side.startswith("dim"):
-        return  # a bare parameter, looked for when it is cut
-    size = None if layer is None else axis_size(layer, side)
-    if size is None or kept[-1] >= size:
-        raise UnsupportedModel(
-            f"the sub-network keeps channel {kept[-1]} of layer {name!r} on side {side!r}, and the model has "
-            f"{size or 'none'} there: this is not the model that the space was built from"
-        )
 
 
 def _slice_layer(layer: nn.Module, side: str, kept: IntArray) -> None:

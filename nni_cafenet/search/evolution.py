@@ -8,11 +8,9 @@ from typing import Any
 import numpy as np
 
 from nni_cafenet.cost import Limits
-from nni_cafenet.search.searcher import Candidate, draw_within, fill, load_rng_state, rng_state, shrink
+from nni_cafenet.search.searcher import MOST_TRIES, Candidate, draw_within, fill, load_rng_state, rng_state, shrink
 from nni_cafenet.space import SearchSpace
 from nni_cafenet.widths import Widths
-
-MOST_TRIES = 100  # redraws of widths that were asked for before; then the space counts as exhausted
 
 
 class Evolution:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from nni_cafenet.cost import Limits
 from nni_cafenet.space import SearchSpace
 from nni_cafenet.widths import SubNetwork, Widths
+
+MOST_TRIES = 100  # redraws of widths that were asked for before; then the space counts as exhausted
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,17 @@ class Searcher(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+def pareto_front(found: Iterable[T], macs_and_score: Callable[[T], tuple[int, float]]) -> list[T]:
+    """What nothing else in `found` beats in both MACs and score, by rising MACs."""
+    front: list[T] = []
+    best = -math.inf
+    for one in sorted(found, key=lambda one: (macs_and_score(one)[0], -macs_and_score(one)[1])):
+        if not front or macs_and_score(one)[1] > best:
+            front.append(one)
+            best = macs_and_score(one)[1]
+    return front
 
 
 def draw_within(space: SearchSpace, limits: Limits, rng: np.random.Generator) -> Widths:

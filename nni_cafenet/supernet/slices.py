@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from nni_cafenet.errors import UnsupportedModel
-from nni_cafenet.layers import axis_size, axis_tensors, resized_attributes
+from nni_cafenet.layers import axis_tensors, check_fits, resized_attributes
 from nni_cafenet.widths import IntArray, contiguous_runs
 
 MOST_BLOCKS = 64  # above this one gather per dimension is cheaper than a view for each block
@@ -90,15 +90,13 @@ def plan_slices(model: nn.Module, positions: Mapping[tuple[str, str], IntArray])
     attributes: list[tuple[nn.Module, str, Any]] = []
     for (name, side), kept in positions.items():
         layer = layers.get(name)
+        check_fits(layer, name, side, int(kept[-1]))
         if layer is None:
             owner_name, _, attribute = name.rpartition(".")
             if attribute not in getattr(layers.get(owner_name), "_parameters", {}):
                 raise UnsupportedModel(f"the model has no layer or parameter {name!r}: use the space built from it")
             dims.setdefault((layers[owner_name], attribute), {})[int(side.removeprefix("dim"))] = kept
             continue
-        size = axis_size(layer, side)
-        if size is None or kept[-1] >= size:
-            raise UnsupportedModel(f"{name} has {size} channels on side {side!r}: use the space built from this model")
         for tensor, dim in axis_tensors(layer, side):
             dims.setdefault((layer, tensor), {})[dim] = kept
         attributes += [(layer, key, value) for key, value in resized_attributes(layer, side, len(kept)).items()]

@@ -52,12 +52,12 @@ class Supernet:
         saved_attributes = [(layer, name, getattr(layer, name)) for layer, name, _ in plan.attributes]
         self._running = True
         try:
-            for module, originals in saved_buffers:
-                for name, buffer in originals.items():
-                    if buffer is not None:
-                        module._buffers[name] = buffer.clone()
             for piece, part in zip(plan.buffers, buffers, strict=True):
                 piece.owner._buffers[piece.name] = part
+            for module, originals in saved_buffers:
+                for name, buffer in originals.items():
+                    if buffer is not None and module._buffers[name] is buffer:  # not sliced
+                        module._buffers[name] = buffer.clone()
             for piece, part in zip(plan.parameters, parameters, strict=True):
                 piece.owner._parameters[piece.name] = part  # type: ignore[assignment]
             for layer, name, value in plan.attributes:
@@ -74,8 +74,9 @@ class Supernet:
 
     def _sliced_parameters(self, plan: SlicePlan) -> list[torch.Tensor]:
         full = [piece.full for piece in plan.parameters]
-        trained = [i for i, tensor in enumerate(full) if tensor.requires_grad and torch.is_grad_enabled()]
-        fixed = [i for i in range(len(full)) if i not in set(trained)]
+        trains = [tensor.requires_grad and torch.is_grad_enabled() for tensor in full]
+        trained = [i for i, train in enumerate(trains) if train]
+        fixed = [i for i, train in enumerate(trains) if not train]
         parts: dict[int, torch.Tensor] = {}
         if trained:
             pieces = [plan.parameters[i] for i in trained]

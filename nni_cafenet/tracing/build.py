@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import difflib
 import fnmatch
-import logging
 from collections.abc import Iterable
 from typing import Any
 
@@ -22,8 +21,6 @@ from nni_cafenet.tracing.groups import GroupTable, find_groups
 from nni_cafenet.tracing.macs import cost_terms
 from nni_cafenet.tracing.verify import check_cost, verified
 from nni_cafenet.widths import Bins
-
-logger = logging.getLogger(__name__)
 
 
 def build_space(

@@ -44,8 +44,12 @@ def count_macs(model: nn.Module, example_inputs: Any) -> int:
         model: left as it is.
         example_inputs: as for :func:`nni_cafenet.build_space`.
     """
-    counts, _ = _counts(model, Example(example_inputs).first_image())
-    return sum(counts.values())
+    return total_macs(model, Example(example_inputs).first_image())
+
+
+def total_macs(model: nn.Module, example: Example) -> int:
+    """The same for an example of one image."""
+    return sum(_counts(model, example)[0].values())
 
 
 def cost_terms(

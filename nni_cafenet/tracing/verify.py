@@ -23,7 +23,7 @@ from nni_cafenet.export.slicing import slice_layers
 from nni_cafenet.layers import CONVOLUTION, NORM_TENSORS, axis_tensors
 from nni_cafenet.tracing.example import Example, output_tensors
 from nni_cafenet.tracing.groups import GroupTable
-from nni_cafenet.tracing.macs import count_macs
+from nni_cafenet.tracing.macs import total_macs
 from nni_cafenet.widths import Axis, IntArray, Widths, kept_positions
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ def check_cost(
     widths = Widths(tuple(int(rng.integers(1, group.units + 1)) for group in table.groups))
     kept: list[IntArray | None] = [np.arange(width) for width in widths.bins_kept]
     slim = slice_layers(model, kept_positions(table.axes, kept))
-    counted = count_macs(slim, (*example.args,) if not example.kwargs else example.kwargs)
+    counted = total_macs(slim, example.first_image())
     numel = sum(parameter.numel() for parameter in slim.parameters())
     if (counted, numel) != (cost.macs(widths), cost.params(widths)):
         raise UnsupportedModel(

@@ -43,6 +43,7 @@ from nni_cafenet.tracing.build import build_space as build_space
 from nni_cafenet.tracing.macs import count_macs as count_macs
 from nni_cafenet.train import Recipe as Recipe
 from nni_cafenet.train import train_model as train_model
+from nni_cafenet.widen import widen as widen
 from nni_cafenet.widths import Bins as Bins
 from nni_cafenet.widths import SubNetwork as SubNetwork
 from nni_cafenet.widths import WidthGroup as WidthGroup

@@ -6,10 +6,12 @@ import argparse
 import ast
 import importlib
 import importlib.util
+import json
 import logging
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from nni_cafenet.search.evolution import Evolution
 from nni_cafenet.search.random_search import RandomSearch
 from nni_cafenet.search.searcher import Searcher
 from nni_cafenet.sharing import LocallyFree
+from nni_cafenet.tracing.bins import BinRule
 from nni_cafenet.tracing.build import build_space
 from nni_cafenet.train import Recipe, sgd
 
@@ -65,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     inspect = commands.add_parser("inspect", help="what can be searched in a model, what cannot, and why")
     inspect.set_defaults(run=_inspect)
     _add_model(inspect, input_required=True)
+    inspect.add_argument("--json", action="store_true", help="the report for programs, alone on the standard output")
 
     search = commands.add_parser("search", help="slim your own model on your own data")
     search.set_defaults(run=_search)
@@ -102,6 +106,10 @@ def _add_model(parser: argparse.ArgumentParser, *, input_required: bool) -> None
     parser.add_argument("--round-to", type=int, default=1, metavar="N", help="channel counts are multiples of N")
     parser.add_argument("--min-channels", type=int, default=1, metavar="N", help="the least channels of a group")
     parser.add_argument("--min-bin", type=float, default=1, metavar="BETA", help="smallest bin (eq. 9 of the paper)")
+    parser.add_argument(
+        "--bins", nargs="*", default=[], metavar="LAYER=SIZE",
+        help="bins of SIZE channels for these names or globs; the first that matches counts",
+    )  # fmt: skip
 
 
 def _add_job(parser: argparse.ArgumentParser, *, budget: str | None, epochs: int, train_epochs: int, runs: int) -> None:
@@ -129,8 +137,10 @@ def _demo(options: argparse.Namespace) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> None:
-    factory = _model_factory(options)
-    print(_space(options, factory, torch.zeros(_shape(options.input))).describe())
+    example = torch.zeros(_shape(options.input))
+    with redirect_stdout(sys.stderr if options.json else sys.stdout):  # a user's factory may print
+        space = _space(options, _model_factory(options), example)
+    print(json.dumps(space.preflight().as_dict(), indent=2) if options.json else space.describe())
 
 
 def _search(options: argparse.Namespace) -> None:
@@ -175,7 +185,18 @@ def _print(report: Report, folder: str) -> None:
 
 def _space(options: argparse.Namespace, factory: Callable[[], Any], example: torch.Tensor) -> Any:
     names = ("ignore", "round_to", "min_channels", "min_bin")
-    return build_space(factory(), example, **{name: getattr(options, name) for name in names if name in options})
+    given = {name: getattr(options, name) for name in names if name in options}
+    return build_space(factory(), example, bins=_bin_sizes(options) or None, **given)
+
+
+def _bin_sizes(options: argparse.Namespace) -> dict[str, BinRule | int]:
+    sizes: dict[str, BinRule | int] = {}
+    for pair in getattr(options, "bins", ()):
+        name, _, size = pair.rpartition("=")
+        if not name or not size.isdecimal():
+            raise BadArgument(f"--bins takes LAYER=SIZE, such as conv1=8, but got {pair!r}")
+        sizes[name] = int(size)
+    return sizes
 
 
 def _searcher(options: argparse.Namespace) -> Searcher:

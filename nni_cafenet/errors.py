@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
+
+def nearest(asked: str, known: Iterable[str]) -> str:
+    """The end of a message on an unknown name: which known ones come nearest to it."""
+    return f"the nearest: {', '.join(difflib.get_close_matches(asked, list(known), n=3, cutoff=0.0))}"
+
 
 class CafeNetError(Exception):
     """Base of every error that nni_cafenet raises on purpose."""

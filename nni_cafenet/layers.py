@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from nni_cafenet.errors import UnsupportedModel
@@ -12,6 +13,7 @@ Tensors = tuple[tuple[str, int], ...]  # (parameter or buffer, its dimension)
 
 NORMS_PER_CHANNEL = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 CONVOLUTION = nn.modules.conv._ConvNd
+Home = dict[str, torch.Tensor | None]  # a module's own parameters, or its buffers
 NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
 
 
@@ -36,9 +38,10 @@ def axis_tensors(layer: nn.Module, side: str) -> Tensors:
             tensors = (("weight", into),) if side == "in" else (("weight", out), ("bias", 0))
     elif isinstance(layer, nn.Linear):
         tensors = (("weight", 1),) if side == "in" else (("weight", 0), ("bias", 0))
-    elif isinstance(layer, (*NORMS_PER_CHANNEL, nn.LayerNorm, nn.PReLU)):
-        last = len(layer.normalized_shape) - 1 if isinstance(layer, nn.LayerNorm) else 0
-        tensors = tuple((name, last) for name in NORM_TENSORS)
+    elif isinstance(layer, (*NORMS_PER_CHANNEL, nn.GroupNorm, nn.PReLU)):
+        tensors = tuple((name, 0) for name in NORM_TENSORS)
+    elif (shape := _normalized_shape(layer)) is not None:
+        tensors = tuple((name, len(shape) - 1) for name in NORM_TENSORS)
     else:
         tensors = ()
     return tuple((name, dim) for name, dim in tensors if getattr(layer, name, None) is not None)
@@ -48,8 +51,11 @@ def resized_attributes(layer: nn.Module, side: str, size: int) -> dict[str, Any]
     """The attributes of `layer` that change when `side` has `size` channels, with their new values."""
     attribute = _size_attribute(layer, side)
     assert attribute is not None
-    if isinstance(layer, nn.LayerNorm):
-        return {attribute: (*layer.normalized_shape[:-1], size)}
+    if (shape := _normalized_shape(layer)) is not None:
+        return {attribute: type(shape)((*shape[:-1], size))}
+    if isinstance(layer, nn.GroupNorm):  # the channels of one statistic stay as many
+        groups = layer.num_groups * size // layer.num_channels if layer.num_groups > 1 else 1
+        return {attribute: size, "num_groups": groups}
     if isinstance(layer, CONVOLUTION) and layer.groups > 1:
         if side == "in":
             return {}  # follows from "out"
@@ -61,7 +67,7 @@ def resized_attributes(layer: nn.Module, side: str, size: int) -> dict[str, Any]
 def check_fits(layer: nn.Module | None, name: str, side: str, last: int) -> None:
     """Raise UnsupportedModel where the layer called `name` (None: there is none) has no channel `last` on `side`."""
     if layer is None and side.startswith("dim"):
-        return  # a bare parameter, looked for when it is cut
+        return  # a bare tensor, looked for when it is cut
     size = None if layer is None else axis_size(layer, side)
     if size is None or last >= size:
         raise UnsupportedModel(
@@ -76,6 +82,29 @@ def owns_its_tensors(layer: nn.Module) -> bool:
     return weight is None or "weight" in layer._parameters
 
 
+def home_of(model: nn.Module, name: str) -> tuple[nn.Module, str, Home]:
+    """The module that owns the bare parameter or buffer `name`, the tensor's own name, and where it is kept.
+
+    Raises:
+        UnsupportedModel: the model has none of that name.
+    """
+    owner_name, _, own = name.rpartition(".")
+    owner = dict(model.named_modules()).get(owner_name)
+    for home in () if owner is None else (owner._parameters, owner._buffers):
+        if home.get(own) is not None:
+            assert owner is not None
+            return owner, own, home
+    raise UnsupportedModel(
+        f"the model has no layer, parameter or buffer {name!r}: this is not the model that the space was built from"
+    )
+
+
+def _normalized_shape(layer: nn.Module) -> tuple[int, ...] | list[int] | None:
+    """The last dimensions that a LayerNorm, an RMSNorm or somebody's own of that kind normalises."""
+    shape = getattr(layer, "normalized_shape", None)
+    return shape if isinstance(shape, (tuple, list)) else None
+
+
 def _size_attribute(layer: nn.Module, side: str) -> str | None:
     if isinstance(layer, CONVOLUTION):
         return "in_channels" if side == "in" else "out_channels"
@@ -83,7 +112,9 @@ def _size_attribute(layer: nn.Module, side: str) -> str | None:
         return "in_features" if side == "in" else "out_features"
     if isinstance(layer, NORMS_PER_CHANNEL):
         return "num_features"
-    if isinstance(layer, nn.LayerNorm):
+    if isinstance(layer, nn.GroupNorm):
+        return "num_channels"
+    if _normalized_shape(layer) is not None:
         return "normalized_shape"
     if isinstance(layer, nn.PReLU) and layer.num_parameters > 1:
         return "num_parameters"

@@ -4,25 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from nni_cafenet.cost import Budget, CostModel, Limits
 from nni_cafenet.errors import CafeNetError
+from nni_cafenet.frozen import FrozenPart
+from nni_cafenet.preflight import Preflight
 from nni_cafenet.sharing import Fixed, SharingPattern
 from nni_cafenet.widths import Axis, Bins, IntArray, SubNetwork, WidthGroup, Widths, kept_positions
-
-
-@dataclass(frozen=True)
-class FrozenPart:
-    """Channels that stay at full width, and why."""
-
-    layer: str
-    channels: int
-    reason: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +27,8 @@ class SearchSpace:
         axes: which group each channel position of each layer belongs to.
         frozen: what stays at full width.
         uncounted: operations that fvcore does not count, with how often they occur.
+        data_dependent: layers that run as often as the data say, as a detector's heads do for each proposal; their
+            MACs are those on the example in the full network.
     """
 
     groups: tuple[WidthGroup, ...]
@@ -44,6 +37,7 @@ class SearchSpace:
     axes: tuple[Axis, ...]
     frozen: tuple[FrozenPart, ...] = ()
     uncounted: tuple[tuple[str, int], ...] = ()
+    data_dependent: tuple[str, ...] = ()
 
     @property
     def smallest(self) -> Widths:
@@ -117,41 +111,18 @@ class SearchSpace:
             digest.update(str(axis).encode() + axis.groups.tobytes() + axis.units.tobytes())
         return digest.hexdigest()[:16]
 
-    def describe(self) -> str:
-        """The pre-flight report: what can be searched, in which bins, what stays as it is and why."""
-        macs, params = self.cost.macs, self.cost.params
-        share = self._macs_share()
-        rows = [
-            (group.name, str(len(group.members)), str(group.channels), str(bins.count), str(bins.size), f"{part:.1%}")
-            for group, bins, part in zip(self.groups, self.bins, share, strict=True)
-        ]
-        lines = _table(("group", "axes", "channels", "bins", "bin size", "MACs"), rows)
-        count = math.prod(bins.count for bins in self.bins)
-        lines += [
-            "",
-            f"{len(self.groups)} groups, {count:.2e} widths; MACs: the share that a group's layers take at full width "
-            f"(a layer between two groups counts for both)",
-            f"MACs   {macs(self.largest):>15,} down to {macs(self.smallest):,} "
-            f"({macs(self.smallest) / macs(self.largest):.1%})",
-            f"params {params(self.largest):>15,} down to {params(self.smallest):,} "
-            f"({params(self.smallest) / params(self.largest):.1%})",
-        ]
-        if self.frozen:
-            lines += ["", "at full width, with the reason:"]
-            lines += _table(
-                ("layer", "channels", "why"), [(part.layer, str(part.channels), part.reason) for part in self.frozen]
-            )
-        searchable = sum(
-            term.macs * math.prod(self.groups[i].units for i in term.groups) for term in self.cost.terms if term.groups
-        )
-        if searchable < 0.5 * macs(self.largest):
-            lines += ["", f"WARNING: only {searchable / macs(self.largest):.0%} of the MACs are in searchable layers"]
-        return "\n".join(lines)
+    @property
+    def searchable_share(self) -> float:
+        """The share of the full network's MACs in layers whose cost depends on some width, from 0 to 1."""
+        return self.preflight().searchable_share
 
-    def _macs_share(self) -> list[float]:
-        slopes = self.cost.macs_per_unit()
-        total = self.cost.macs(self.largest)
-        return [float(slope) * group.units / total for slope, group in zip(slopes, self.groups, strict=True)]
+    def preflight(self) -> Preflight:
+        """What should be known of this space before anything is trained."""
+        return Preflight(self.groups, self.bins, self.cost, self.frozen, self.uncounted, self.data_dependent)
+
+    def describe(self) -> str:
+        """The pre-flight report: what can be searched, in which bins, what stays as it is, why, and the remedy."""
+        return self.preflight().text()
 
 
 def uniform_widths(space: SearchSpace, budget: Budget | Limits) -> Widths:
@@ -185,16 +156,3 @@ def uniform_widths(space: SearchSpace, budget: Budget | Limits) -> Widths:
         if limits.admit(space.cost, wider):
             found = wider
     return found
-
-
-def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
-    columns = list(zip(head, *rows, strict=True))
-    widths = [max(map(len, column)) for column in columns]
-    numeric = [all(cell[:1].isdigit() for cell in column[1:]) and len(column) > 1 for column in columns]
-    return [
-        "  ".join(
-            cell.rjust(width) if number else cell.ljust(width)
-            for cell, width, number in zip(row, widths, numeric, strict=True)
-        ).rstrip()
-        for row in (head, *rows)
-    ]

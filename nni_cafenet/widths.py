@@ -80,22 +80,30 @@ class WidthGroup:
         channels: how many of that layer's channels the group holds.
         members: the axes it runs through, as "layer.out" and "layer.in".
         unit: how many of the channels come and go together at the least (1, or a conv-group's channels).
+        least: the fewest channels with which the forward works.
     """
 
     name: str
     channels: int
     members: tuple[str, ...] = ()
     unit: int = 1
+    least: int = 1
 
     def __post_init__(self) -> None:
         if self.unit < 1 or self.channels < self.unit or self.channels % self.unit:
             raise ValueError(
                 f"group {self.name}: channels must be a multiple of the unit, but got {self.channels} and {self.unit}"
             )
+        if not 1 <= self.least <= self.channels:
+            raise ValueError(f"group {self.name}: least must be 1 to {self.channels}, but got {self.least}")
 
     @property
     def units(self) -> int:
         return self.channels // self.unit
+
+    @property
+    def least_units(self) -> int:
+        return -(-self.least // self.unit)
 
 
 @dataclass(frozen=True, eq=False)

@@ -233,7 +233,7 @@ class HardCoded(nn.Module):
 
 
 class AcrossChannels(nn.Module):
-    """A normalisation over the channels, whose result changes when some of them are gone."""
+    """A normalisation over the channels by hand: as with a LayerNorm, those that are left make up the statistic."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -243,6 +243,19 @@ class AcrossChannels(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = F.normalize(self.middle(F.relu(self.stem(x))), dim=1)
         return self.fc(F.relu(self.head(x)).mean((2, 3)))
+
+
+class Counting(nn.Module):
+    """A forward that computes with the number of its channels, as nothing but slicing changes it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.middle, self.head = conv_bn(3, 8), conv_bn(8, 8), conv_bn(8, 12)
+        self.fc = nn.Linear(12, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.middle(F.relu(self.stem(x)))
+        return self.fc(F.relu(self.head(x * x.shape[1])).mean((2, 3)))
 
 
 class Frozen(nn.Module):
@@ -364,15 +377,17 @@ SEARCHABLE: dict[str, Callable[[], nn.Module]] = {
     "norms": Norms,
     "transposed": Transposed,
     "reused": Reused,
+    "gated": Gated,
+    "shuffled": Shuffled,
+    "split_shuffled": SplitShuffled,
+    "across_channels": AcrossChannels,
+    "group_normed": GroupNormed,
 }
 # a part of these cannot
 PARTLY: dict[str, Callable[[], nn.Module]] = {
-    "gated": Gated,
     "tied": Tied,
-    "shuffled": Shuffled,
     "hard_coded": HardCoded,
-    "across_channels": AcrossChannels,
-    "group_normed": GroupNormed,
+    "counting": Counting,
     "weight_normed": WeightNormed,
 }
 NETWORKS = {**SEARCHABLE, **PARTLY}

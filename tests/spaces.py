@@ -8,7 +8,7 @@ import numpy as np
 
 from nni_cafenet import Bins, SearchSpace, WidthGroup, Widths
 from nni_cafenet.cost import CostModel, CostTerm
-from nni_cafenet.space import FrozenPart
+from nni_cafenet.frozen import FrozenPart
 from nni_cafenet.widths import Axis
 
 

@@ -93,6 +93,26 @@ def test_inspect_prints_the_report(own, capsys):
     assert "2 groups" in printed and "it is the model's output" in printed
 
 
+def test_inspect_as_json_prints_nothing_else(own, capsys):
+    loud = own.read_text().replace("def net(width=6):", "def net(width=6):\n    print('made')")
+    own.write_text(loud)
+    assert main(["inspect", "--model", f"{own}:net", "--input", "1,3,8,8", "--json"]) == 0
+    printed = capsys.readouterr()
+    report = json.loads(printed.out)
+    assert "made" in printed.err
+    assert [group["name"] for group in report["groups"]] == ["0", "3"]
+    assert report["model"]["params"] == 3 * 6 * 9 + 6 + 12 + 6 * 6 * 9 + 6 + 6 * 2 + 2
+    assert report["frozen"][0]["reason"] == "it is the model's output"
+
+
+def test_bins_of_single_layers_come_from_the_command_line(own, capsys):
+    arguments = ["inspect", "--model", f"{own}:net", "--input", "1,3,8,8", "--json"]
+    assert main([*arguments, "--bins", "3=2", "*=3"]) == 0
+    assert [group["bin_size"] for group in json.loads(capsys.readouterr().out)["groups"]] == [3, 2]
+    assert main([*arguments, "--bins", "4=2"]) == 1
+    assert "bins= names '4', which matches no searchable layer; the nearest: " in capsys.readouterr().err
+
+
 def test_search_runs_a_users_own_factories(own, tmp_path, capsys):
     out = tmp_path / "run"
     arguments = ["search", "--model", f"{own}:net", "--data", f"{own}:data", "--budget", "60%", "--out", str(out)]
@@ -112,6 +132,8 @@ def test_search_runs_a_users_own_factories(own, tmp_path, capsys):
         ({"--data": "{own}:four"}, "must return"),
         ({"--input": "1,3,x"}, "--input takes a shape"),
         ({"--model-args": "width"}, "KEY=VALUE"),
+        ({"--bins": "0=wide"}, "--bins takes LAYER=SIZE"),
+        ({"--bins": "0"}, "--bins takes LAYER=SIZE"),
     ],
 )
 def test_wrong_command_line_says_what_is_wrong(own, tmp_path, capsys, changed, message):

@@ -19,19 +19,26 @@ ORDER = [
     "widths",
     "cost",
     "sharing",
+    "frozen",
+    "preflight",
     "space",
     "layers",
     "modes",
     "files",
+    "growing",
     "export.slicing",
     "export.slim_file",
     "tracing.example",
+    "tracing.private",
+    "tracing.labels",
+    "tracing.rules",
     "tracing.graph",
     "tracing.groups",
     "tracing.macs",
     "tracing.verify",
     "tracing.bins",
     "tracing.build",
+    "widen",
     "search.searcher",
     "search.random_search",
     "search.evolution",
@@ -61,7 +68,7 @@ ROOMS = {
     "nni": ("nas.", "export.speedup"),
     "pytorch_lightning": ("nas.",),
 }
-PURE = ("errors", "widths", "cost", "sharing", "space", "search.")  # without torch
+PURE = ("errors", "widths", "cost", "sharing", "frozen", "preflight", "space", "search.")  # without torch
 # the doors of nni_cafenet/__init__.py
 LAZY = {("", "nas.model_space"), ("", "nas.strategy")}
 

@@ -17,7 +17,7 @@ from nni_cafenet import (
     Widths,
     uniform_widths,
 )
-from nni_cafenet.cost import Limits
+from nni_cafenet.cost import CostTerm, Limits
 from tests.spaces import all_widths, chain
 
 SPACE = chain(8, 12, 6)
@@ -107,15 +107,21 @@ def test_describe_lists_groups_costs_and_what_is_frozen_and_why() -> None:
     assert f"{SPACE.cost.macs(SPACE.smallest):,}" in text
     assert f"{SPACE.cost.params(SPACE.largest):,}" in text
     assert "it is the model's output" in text
-    assert "3 groups, 5.76e+02 widths" in text
+    assert "3 groups, 576 architectures" in text
     assert "WARNING" not in text
 
 
 def test_describe_warns_where_most_macs_cannot_be_searched() -> None:
-    from nni_cafenet.cost import CostTerm
+    costly = replace(SPACE.cost, terms=(*SPACE.cost.terms, CostTerm("stem", 10**6, 0)))
+    text = replace(SPACE, cost=costly).describe()
+    assert "WARNING: 100% of the MACs sit in frozen layers, which no width changes; most in stem (99.8%)" in text
 
-    costly = replace(SPACE.cost, terms=(*SPACE.cost.terms, CostTerm("frozen", 10**6, 0)))
-    assert "WARNING: only 0% of the MACs are in searchable layers" in replace(SPACE, cost=costly).describe()
+
+def test_the_searchable_share_is_that_of_the_macs_which_some_width_changes() -> None:
+    assert SPACE.searchable_share == 1
+    total = SPACE.cost.macs(SPACE.largest)
+    half = replace(SPACE.cost, terms=(*SPACE.cost.terms, CostTerm("stem", total, 0)))
+    assert replace(SPACE, cost=half).searchable_share == 0.5
 
 
 def test_uniform_is_the_largest_uniform_shrink_within_the_budget() -> None:

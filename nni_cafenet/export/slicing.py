@@ -10,12 +10,14 @@ import torch_pruning
 from torch import nn
 from torch_pruning.pruner import function
 
-from nni_cafenet.errors import UnsupportedModel
-from nni_cafenet.layers import CONVOLUTION, axis_size, axis_tensors, check_fits, resized_attributes
+from nni_cafenet.layers import CONVOLUTION, axis_size, axis_tensors, check_fits, home_of, resized_attributes
 from nni_cafenet.space import SearchSpace
 from nni_cafenet.widths import IntArray, SubNetwork
 
 Positions = Mapping[tuple[str, str], IntArray]
+
+# what torch-pruning cuts rightly, but for grouped convolutions; the rest is cut by our table of layers
+BY_TORCH_PRUNING = (CONVOLUTION, nn.Linear, nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.PReLU)
 
 
 def slice_model(model: nn.Module, space: SearchSpace, sub: SubNetwork) -> nn.Module:
@@ -30,27 +32,52 @@ def slice_model(model: nn.Module, space: SearchSpace, sub: SubNetwork) -> nn.Mod
     return slice_layers(model, space.positions(sub))
 
 
-def slice_layers(model: nn.Module, positions: Positions) -> nn.Module:
-    """A copy of `model` with each axis in `positions`, by (layer, side), cut down to the positions listed."""
-    slim = copy.deepcopy(model)
-    slim.zero_grad(set_to_none=True)
-    layers = dict(slim.named_modules())
+def slice_layers(model: nn.Module, positions: Positions, *, share: bool = False) -> nn.Module:
+    """A copy of `model` with each axis in `positions`, by (layer, side), cut down to the positions listed.
+
+    Args:
+        share: whether tensors that are not cut are the model's own instead of copies: cheaper, to look at only.
+    """
+    layers = dict(model.named_modules())
     for (name, side), kept in positions.items():
         check_fits(layers.get(name), name, side, int(kept[-1]))
+    # what is cut is replaced in the copy, never written to, so copying it first would be in vain
+    shared = [*model.parameters(), *model.buffers()] if share else _cut(model, positions)
+    slim = copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
+    layers = dict(slim.named_modules())
     # asked before anything is cut: a grouped convolution that keeps one conv-group looks like a plain one afterwards
-    grouped = {name for name, layer in layers.items() if isinstance(layer, CONVOLUTION) and layer.groups > 1}
+    plain = {name for name, layer in layers.items() if isinstance(layer, BY_TORCH_PRUNING) and not _is_grouped(layer)}
     for (name, side), kept in positions.items():
-        if name in grouped:
-            if side == "out":  # its inputs go together with its outputs
-                _slice_grouped(layers[name], kept)
+        if name in plain:
+            _slice_by_torch_pruning(layers[name], side, kept)
         elif name in layers:
-            _slice_layer(layers[name], side, kept)
+            _slice_by_table(layers[name], side, kept)
         else:
-            _slice_bare_parameter(slim, name, int(side.removeprefix("dim")), kept)
+            owner, own, _ = home_of(slim, name)
+            _slice_tensor(owner, own, int(side.removeprefix("dim")), kept)
+    if not share:
+        slim.zero_grad(set_to_none=True)
     return slim
 
 
-def _slice_layer(layer: nn.Module, side: str, kept: IntArray) -> None:
+def _cut(model: nn.Module, positions: Positions) -> list[torch.Tensor]:
+    """The parameters that `positions` cut."""
+    layers = dict(model.named_modules())
+    found: list[torch.Tensor | None] = []
+    for name, side in positions:
+        if name in layers:
+            found += [layers[name]._parameters.get(tensor) for tensor, _ in axis_tensors(layers[name], side)]
+        else:
+            _, own, home = home_of(model, name)
+            found.append(home[own])
+    return [tensor for tensor in found if tensor is not None]
+
+
+def _is_grouped(layer: nn.Module) -> bool:
+    return isinstance(layer, CONVOLUTION) and layer.groups > 1
+
+
+def _slice_by_torch_pruning(layer: nn.Module, side: str, kept: IntArray) -> None:
     # torch-pruning gives every parameter that it cuts requires_grad=True
     trainable = {name: parameter.requires_grad for name, parameter in layer.named_parameters(recurse=False)}
     pruner = function.PrunerBox[torch_pruning.ops.module2type(layer)]
@@ -59,35 +86,22 @@ def _slice_layer(layer: nn.Module, side: str, kept: IntArray) -> None:
     assert size is not None
     dropped = sorted(set(range(size)) - set(kept.tolist()))
     (pruner.prune_in_channels if side == "in" else pruner.prune_out_channels)(layer, dropped)
-    if isinstance(layer, nn.modules.instancenorm._InstanceNorm) and layer.track_running_stats:
-        # torch-pruning leaves an InstanceNorm's running statistics at full width
-        for name in ("running_mean", "running_var"):
-            setattr(layer, name, getattr(layer, name)[torch.from_numpy(kept)])
     for name, parameter in layer.named_parameters(recurse=False):
         parameter.requires_grad_(trainable[name])
 
 
-def _slice_grouped(layer: nn.Module, kept: IntArray) -> None:
-    """Cut whole conv-groups out of a grouped convolution, which torch-pruning would leave invalid."""
-    attributes = resized_attributes(layer, "out", len(kept))
-    for name, dim in axis_tensors(layer, "out"):
-        full = getattr(layer, name)
-        cut = full.detach().index_select(dim, torch.from_numpy(kept).to(full.device))
-        setattr(layer, name, nn.Parameter(cut, requires_grad=full.requires_grad))
+def _slice_by_table(layer: nn.Module, side: str, kept: IntArray) -> None:
+    attributes = resized_attributes(layer, side, len(kept))
+    for name, dim in axis_tensors(layer, side):
+        _slice_tensor(layer, name, dim, kept)
     for name, value in attributes.items():
         setattr(layer, name, value)
 
 
-def _slice_bare_parameter(model: nn.Module, name: str, dim: int, kept: IntArray) -> None:
-    owner_name, _, attribute = name.rpartition(".")
-    try:
-        owner = model.get_submodule(owner_name)
-        parameter = owner._parameters[attribute]
-    except (AttributeError, KeyError) as error:
-        raise UnsupportedModel(
-            f"the model has no layer or parameter {name!r}: this is not the model that the space was built from"
-        ) from error
-    assert parameter is not None
-    index = torch.from_numpy(kept).to(parameter.device)
-    cut = nn.Parameter(parameter.detach().index_select(dim, index), requires_grad=parameter.requires_grad)
-    owner._parameters[attribute] = cut
+def _slice_tensor(owner: nn.Module, name: str, dim: int, kept: IntArray) -> None:
+    full = getattr(owner, name)
+    cut = full.detach().index_select(dim, torch.from_numpy(kept).to(full.device))
+    if name in owner._parameters:
+        owner._parameters[name] = nn.Parameter(cut, requires_grad=full.requires_grad)
+    else:
+        owner._buffers[name] = cut

@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from nni_cafenet.errors import UnsupportedModel
-from nni_cafenet.layers import axis_tensors, check_fits, resized_attributes
+from nni_cafenet.layers import axis_tensors, check_fits, home_of, resized_attributes
 from nni_cafenet.widths import IntArray, contiguous_runs
 
 MOST_BLOCKS = 64  # above this one gather per dimension is cheaper than a view for each block
@@ -92,10 +91,8 @@ def plan_slices(model: nn.Module, positions: Mapping[tuple[str, str], IntArray])
         layer = layers.get(name)
         check_fits(layer, name, side, int(kept[-1]))
         if layer is None:
-            owner_name, _, attribute = name.rpartition(".")
-            if attribute not in getattr(layers.get(owner_name), "_parameters", {}):
-                raise UnsupportedModel(f"the model has no layer or parameter {name!r}: use the space built from it")
-            dims.setdefault((layers[owner_name], attribute), {})[int(side.removeprefix("dim"))] = kept
+            owner, attribute, _ = home_of(model, name)
+            dims.setdefault((owner, attribute), {})[int(side.removeprefix("dim"))] = kept
             continue
         for tensor, dim in axis_tensors(layer, side):
             dims.setdefault((layer, tensor), {})[dim] = kept

@@ -1,17 +1,21 @@
-"""Cutting groups into bins: FLOPs-sensitive (eq. 7-9), uniform, or single channels."""
+"""How are groups cut into bins? FLOPs-sensitive (eq. 7-9), uniform, single channels, or a rule for each layer."""
 
 from __future__ import annotations
 
+import fnmatch
 import math
-from collections.abc import Sequence
+import numbers
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from nni_cafenet.cost import CostModel
+from nni_cafenet.errors import nearest
 from nni_cafenet.space import SearchSpace
 from nni_cafenet.widths import Bins, WidthGroup
 
 
+@runtime_checkable
 class BinRule(Protocol):
     """How large each group's bins should be; extend by writing a class of this shape."""
 
@@ -69,6 +73,92 @@ class SingleChannels:
         return [1.0] * len(groups)
 
 
+@dataclass(frozen=True)
+class LayerBins:
+    """Other bins for some groups: what the mapping that ``bins=`` takes stands for.
+
+    Args:
+        overrides: a rule, or a bin size in channels, for each name or glob (see :func:`rebin`).
+        rest: the rule for the groups that no entry of `overrides` matches.
+    """
+
+    overrides: Mapping[str, BinRule | int]
+    rest: BinRule
+
+    def __post_init__(self) -> None:
+        for name, override in self.overrides.items():
+            if not isinstance(name, str):
+                raise ValueError(f"the keys of bins= must be names or globs of layers, but got {name!r}: use its name")
+            if not _is_size(override) and not _is_rule(override):
+                raise ValueError(
+                    f"bins= must hold rules such as UniformBins(8), or bin sizes in channels of at least 1, but got "
+                    f"{override!r} for {name!r}"
+                )
+
+    def sizes(self, groups: Sequence[WidthGroup], sensitivities: Sequence[float]) -> list[float]:
+        """Every rule sees all groups, so that FlopsSensitiveBins means the same for a part of them."""
+        sizes = list(self.rest.sizes(groups, sensitivities))
+        for index, group in enumerate(groups):
+            override = self._override(group)
+            if isinstance(override, BinRule):
+                sizes[index] = override.sizes(groups, sensitivities)[index]
+            elif override is not None:
+                sizes[index] = override
+        return sizes
+
+    def check_names(self, space: SearchSpace) -> None:
+        """Raise ValueError for an entry that matches no group of `space`."""
+        known = dict.fromkeys(name for group in space.groups for name in _names(group))
+        for entry in self.overrides:
+            if _matches(entry, known):
+                continue
+            for part in space.frozen:
+                if _matches(entry, [part.layer]):
+                    raise ValueError(f"bins= names {entry!r}, but {part.layer} keeps its width: {part.reason}")
+            raise ValueError(f"bins= names {entry!r}, which matches no searchable layer; {nearest(entry, known)}")
+
+    def _override(self, group: WidthGroup) -> BinRule | int | None:
+        matching = (override for entry, override in self.overrides.items() if _matches(entry, _names(group)))
+        return next(matching, None)
+
+
+def _names(group: WidthGroup) -> list[str]:
+    """The group's name, and the layers whose output channels it holds; what only reads them has a group of its own."""
+    members = (member.rpartition(".") for member in group.members)
+    return [group.name, *(layer for layer, _, side in members if side != "in")]
+
+
+def _matches(entry: str, names: Iterable[str]) -> bool:
+    """Whether a name or glob is one of `names`, or is a module that one of them is inside of."""
+    return any(fnmatch.fnmatchcase(name, entry) or name.startswith(f"{entry}.") for name in names)
+
+
+def _is_rule(given: object) -> bool:
+    return isinstance(given, BinRule) and not isinstance(given, type)
+
+
+def _is_size(given: object) -> bool:
+    return isinstance(given, numbers.Integral) and not isinstance(given, bool) and int(given) >= 1
+
+
+def bin_rule(bins: BinRule | Mapping[str, BinRule | int] | None, *, rest: BinRule) -> BinRule:
+    """The rule that a ``bins=`` stands for, with `rest` where it says nothing.
+
+    Raises:
+        ValueError: `bins` is neither a rule nor a mapping of rules and bin sizes.
+    """
+    if bins is None:
+        return rest
+    if isinstance(bins, Mapping):
+        return LayerBins(bins, rest)
+    if not _is_rule(bins):
+        raise ValueError(
+            f"bins must be a rule such as UniformBins(8), or a mapping from names of layers to rules or bin sizes such "
+            f'as {{"layer4.*": 8}}, but got {bins!r}'
+        )
+    return bins
+
+
 def cut_bins(
     groups: Sequence[WidthGroup],
     sensitivities: Sequence[float],
@@ -87,12 +177,35 @@ def cut_bins(
     for group, wanted in zip(groups, rule.sizes(groups, sensitivities), strict=True):
         step = math.lcm(group.unit, round_to)
         size = max(step, round(wanted / step) * step)
-        bins.append(Bins.of_size(group.channels, size, first=min_channels))
+        bins.append(Bins.of_size(group.channels, size, first=max(min_channels, group.least)))
     return tuple(bins)
 
 
-def rebin(space: SearchSpace, rule: BinRule, *, round_to: int = 1, min_channels: int = 1) -> SearchSpace:
-    """The same groups cut into other bins."""
+def rebin(
+    space: SearchSpace,
+    rule: BinRule | Mapping[str, BinRule | int],
+    *,
+    round_to: int = 1,
+    min_channels: int = 1,
+) -> SearchSpace:
+    """The same groups cut into other bins.
+
+    Args:
+        space: as :func:`nni_cafenet.build_space` made it.
+        rule: for all groups; or a mapping from names or globs to rules, or to bin sizes in channels, such as
+            {"layer4.*": UniformBins(4), "conv1": 8, "*": SingleChannels()}. An entry is for the groups that it names,
+            and for those that hold the output channels of a layer that it names or of one inside. The first entry that
+            matches a group counts; groups without one get FlopsSensitiveBins. Sizes are rounded to what can be sliced:
+            whole conv-groups, multiples of `round_to`, no more than the group has.
+        round_to: every channel count is a multiple.
+        min_channels: the least channels that a group keeps.
+
+    Raises:
+        ValueError: an entry matches no group, or is no rule and no size of at least 1.
+    """
+    rule = bin_rule(rule, rest=FlopsSensitiveBins())
+    if isinstance(rule, LayerBins):
+        rule.check_names(space)
     per_unit = space.cost.macs_per_unit()
     sensitivities = [float(macs) / group.unit for macs, group in zip(per_unit, space.groups, strict=True)]
     bins = cut_bins(space.groups, sensitivities, rule, round_to=round_to, min_channels=min_channels)

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import copy
-import difflib
 import fnmatch
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from nni_cafenet.cost import CostModel
-from nni_cafenet.errors import UnsupportedModel
+from nni_cafenet.errors import UnsupportedModel, nearest
 from nni_cafenet.space import SearchSpace
-from nni_cafenet.tracing.bins import BinRule, FlopsSensitiveBins, rebin, units_of
+from nni_cafenet.tracing.bins import BinRule, FlopsSensitiveBins, bin_rule, rebin, units_of
 from nni_cafenet.tracing.example import Example
 from nni_cafenet.tracing.groups import GroupTable, find_groups
 from nni_cafenet.tracing.macs import cost_terms
+from nni_cafenet.tracing.private import private_copy, small_images
 from nni_cafenet.tracing.verify import check_cost, verified
 from nni_cafenet.widths import Bins
 
@@ -31,7 +29,7 @@ def build_space(
     round_to: int = 1,
     min_channels: int = 1,
     min_bin: float = 1,
-    bins: BinRule | None = None,
+    bins: BinRule | Mapping[str, BinRule | int] | None = None,
 ) -> SearchSpace:
     """The widths that can be searched in `model`, verified by slicing it at random.
 
@@ -43,57 +41,34 @@ def build_space(
         round_to: channel counts are multiples of this; layers whose full width is not one stay at full width.
         min_channels: the least channels that a group keeps.
         min_bin: beta of eq. 9, the bin size of the group with the highest FLOPs sensitivity.
-        bins: another rule for the bins, such as UniformBins(8); FlopsSensitiveBins(min_bin) unless given.
+        bins: another rule for the bins, such as UniformBins(8); FlopsSensitiveBins(min_bin) unless given. Or other bins
+            for some groups alone, as for :func:`nni_cafenet.rebin`: {"layer4.*": UniformBins(4), "conv1": 8}.
 
     Raises:
         UnsupportedModel: the forward fails on the example, the model cannot be traced, or nothing can be searched.
-        ValueError: an unknown name in `ignore`, or a number below 1.
+        ValueError: an unknown name in `ignore` or `bins`, or a number below 1.
     """
     for name, number in (("round_to", round_to), ("min_channels", min_channels)):
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, but got {number!r}")
-    rule = bins or FlopsSensitiveBins(min_bin)
+    rule = bin_rule(bins, rest=FlopsSensitiveBins(min_bin))
     ignored = _ignored_names(model, ignore)
     example = Example(example_inputs).first_image()
     rng = np.random.default_rng(0)  # the checks are random, the space is not
-    private = _private_copy(model, example)
-    table = find_groups(private, example, ignored=ignored)
-    table = table.without(_misfits(table, round_to))
-    if table.groups:
-        table = verified(private, table, example, rng=rng)
+    private = private_copy(model, example)
+    with small_images(private):
+        table = find_groups(private, example, ignored=ignored)
+        table = table.without(_misfits(table, round_to))
+        if table.groups:
+            table = verified(private, table, example, rng=rng)
     if not table.groups:
         raise UnsupportedModel(_nothing_to_search(model, table))
-    terms, uncounted = cost_terms(private, table, example, rng=rng)
-    single = tuple(Bins.of_size(group.channels, group.unit) for group in table.groups)
-    cost = CostModel(terms, units_of(table.groups, single))
-    check_cost(private, table, cost, example, rng=rng)
-    space = SearchSpace(table.groups, single, cost, table.axes, table.frozen, uncounted)
+    costs = cost_terms(private, table, example, rng=rng)
+    single = tuple(Bins.of_size(group.channels, group.unit, first=group.least) for group in table.groups)
+    cost = CostModel(costs.terms, units_of(table.groups, single))
+    check_cost(private, table, cost, example, rng=rng, data_dependent=costs.data_dependent)
+    space = SearchSpace(table.groups, single, cost, table.axes, table.frozen, costs.uncounted, costs.data_dependent)
     return rebin(space, rule, round_to=round_to, min_channels=min_channels)
-
-
-def _private_copy(model: nn.Module, example: Example) -> nn.Module:
-    try:
-        private = copy.deepcopy(model).eval()
-    except Exception as error:  # deepcopy runs third-party code
-        raise UnsupportedModel(
-            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}): "
-            f"slicing works on a copy; remove what copy.deepcopy refuses"
-        ) from error
-    for parameter in private.parameters():
-        parameter.grad = None
-        # autograd's graph, by which channels are followed, does not see parameters without gradients
-        if parameter.is_floating_point():
-            parameter.requires_grad_(True)
-    try:
-        with torch.no_grad():
-            example.run(private)
-    except Exception as error:  # whatever a third-party forward raises
-        shapes = [tuple(tensor.shape) for tensor in example.tensors]
-        raise UnsupportedModel(
-            f"the forward of {type(model).__name__} fails on the example inputs of shapes {shapes} (batch cut to 1): "
-            f"{type(error).__name__}: {error}"
-        ) from error
-    return private
 
 
 def _ignored_names(model: nn.Module, ignore: Iterable[str | nn.Module]) -> list[str]:
@@ -111,8 +86,7 @@ def _ignored_names(model: nn.Module, ignore: Iterable[str | nn.Module]) -> list[
         else:
             matches = fnmatch.filter(names, entry)
             if not matches:
-                near = difflib.get_close_matches(entry, names, n=3, cutoff=0.0)
-                raise ValueError(f"ignore= names {entry!r}, which matches no layer; the nearest: {', '.join(near)}")
+                raise ValueError(f"ignore= names {entry!r}, which matches no layer; {nearest(entry, names)}")
         for match in matches:
             if match in parameters:
                 found |= {match, match.rpartition(".")[0]}  # and the layer that it belongs to

@@ -42,15 +42,27 @@ class Example:
 
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Example:
         """The same structure with every tensor changed."""
-        changed = pytree.tree_map_only(torch.Tensor, change, (self.args, self.kwargs))
+        return self._with(pytree.tree_map_only(torch.Tensor, change, (self.args, self.kwargs)))
+
+    @staticmethod
+    def _with(arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> Example:
         example = Example.__new__(Example)
-        example.args, example.kwargs = changed
+        example.args, example.kwargs = arguments
         return example
 
     def first_image(self) -> Example:
-        """The same with a batch of one: tensors whose first dimension is the batch keep their first entry."""
+        """The same with a batch of one: lists of images, as detectors take, and tensors of N entries keep the first."""
         batch = self.batch
-        return self.map(lambda tensor: tensor[:1] if tensor.dim() and tensor.shape[0] == batch else tensor)
+
+        def first(value: Any) -> Any:
+            if isinstance(value, torch.Tensor):
+                return value[:1] if value.dim() and value.shape[0] == batch else value
+            return value[:1] if _is_list_of_images(value) else value
+
+        def is_leaf(value: Any) -> bool:
+            return isinstance(value, torch.Tensor) or _is_list_of_images(value)
+
+        return self._with(pytree.tree_map(first, (self.args, self.kwargs), is_leaf=is_leaf))
 
     def double(self) -> Example:
         """The same in float64, but for integer inputs."""
@@ -59,6 +71,14 @@ class Example:
     def run(self, model: nn.Module) -> Any:
         """model(inputs)."""
         return model(*self.args, **self.kwargs)
+
+
+def _is_list_of_images(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(one, torch.Tensor) and one.dim() == 3 for one in value)
+    )
 
 
 def output_tensors(output: Any) -> list[torch.Tensor]:

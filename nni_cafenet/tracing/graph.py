@@ -1,57 +1,137 @@
-"""torch-pruning's dependency graph of a model, built with its quirks stepped around."""
+"""Which channels meet in a model? One forward is watched, operation by operation."""
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-import torch_pruning
 from torch import nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
-from nni_cafenet.errors import UnsupportedModel
+from nni_cafenet.layers import CONVOLUTION, axis_size, axis_tensors
+from nni_cafenet.modes import running_modules
 from nni_cafenet.tracing.example import Example, output_tensors
+from nni_cafenet.tracing.labels import Ledger
+from nni_cafenet.tracing.rules import Call, rule_of
+
+OPAQUE = {
+    nn.MultiheadAttention: "it feeds a MultiheadAttention, which is not sliced",
+    nn.RNNBase: "it feeds an LSTM or GRU, which is not sliced",
+    nn.Embedding: "it is an Embedding, which is not sliced",
+}
 
 
-def dependency_graph(model: nn.Module, example: Example) -> torch_pruning.DependencyGraph:
-    """The graph of `model`, which is left in eval mode.
+@dataclass(frozen=True)
+class Stretch:
+    """The labels of an axis: `size` of them from `start`."""
 
-    The inputs are passed as they are by a function of our own: torch-pruning would first try to unpack a tensor.
+    layer: str
+    side: str
+    size: int
+    start: int
 
-    Raises:
-        UnsupportedModel: torch-pruning fails; the message names the layer behind which.
+
+def watch(model: nn.Module, example: Example) -> tuple[list[Stretch], Ledger]:
+    """The axes of `model`'s parameters and buffers, and what one forward on `example` says of them.
+
+    Args:
+        model: a private copy in eval mode.
     """
-    graph = torch_pruning.DependencyGraph()
+    ledger = Ledger()
+    watcher = _Watcher(ledger)
+    axes = list(_axes(model, ledger, watcher.slots))
+    attention_fastpath = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # one fused operation that hides its layers
     try:
-        with warnings.catch_warnings(), torch.enable_grad():
-            warnings.simplefilter("ignore")
-            graph.build_dependency(
-                model, example, forward_fn=lambda module, inputs: inputs.run(module),
-                output_transform=lambda output: [out for out in output_tensors(output) if out.grad_fn is not None],
-                verbose=False,
-            )  # fmt: skip
-    except Exception as error:  # whatever a third-party forward and a third-party tracer raise
-        raise UnsupportedModel(
-            f"torch-pruning cannot follow the channels of {type(model).__name__} "
-            f"{_near(graph, error)}({type(error).__name__}: {error}); channel shuffle is not supported yet"
-        ) from error
-    return graph
+        with torch.no_grad(), running_modules(model) as watcher.running, watcher:
+            output = example.run(model)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(attention_fastpath)
+    for tensor in output_tensors(output):
+        ledger.freeze(watcher.slots.get(tensor, ()), "it is the model's output")
+    return axes, ledger
 
 
-def _near(graph: torch_pruning.DependencyGraph, error: Exception) -> str:
-    """The layer whose output torch-pruning was following when it failed, for the message."""
-    names = {module: name for name, module in graph.model.named_modules()}
-    frame = error.__traceback__
-    node = None
-    while frame is not None:  # its own error says nothing of where, but its frames hold the node
-        node = frame.tb_frame.f_locals.get("node", node)
-        frame = frame.tb_next
-    queue, seen = [node], set()
-    while queue:
-        node = queue.pop(0)
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if node.module in names:
-            return f"behind {names[node.module]} "
-        queue.extend(node.inputs)
-    return ""
+class _Watcher(TorchDispatchMode):
+    """Applies the rules to every operation that runs."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        super().__init__()
+        self.ledger = ledger
+        self.slots: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self.running: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: torch._ops.OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        outputs = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        given = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        if not outputs or not any(self.slots.get(tensor) for tensor in given):
+            return result
+        names = [argument.name for argument in func._schema.arguments]
+        arguments = {**dict(zip(names, args, strict=False)), **kwargs}
+        where = (self.running[-1] if self.running else "") or "the model's own forward"
+        call = Call(func, arguments, outputs, self.ledger, lambda tensor: self.slots.get(tensor, ()), where)
+        for tensor, slots in zip(outputs, rule_of(func)(call), strict=True):
+            slots = tuple(slot for slot in slots if slot.numel() > 1)
+            in_place = any(tensor is other for other in given)
+            if in_place and tensor._base is not None and not self.slots.get(tensor):
+                self.ledger.freeze(slots, f"it is written into a part of another tensor in {where}")
+                slots = ()
+            self.slots[tensor] = slots
+        return result
+
+
+def _axes(model: nn.Module, ledger: Ledger, slots: WeakTensorKeyDictionary) -> Iterator[Stretch]:
+    """One axis for each side of each layer, and for each dimension of what belongs to no known kind of layer."""
+    own: dict[torch.Tensor, dict[int, torch.Tensor]] = {}  # tensor -> dimension -> labels
+    for name, layer in model.named_modules():
+        opaque = next((reason for kind, reason in OPAQUE.items() if isinstance(layer, kind)), None)
+        for side in ("out", "in"):
+            size, tensors = axis_size(layer, side), axis_tensors(layer, side)
+            if size is None or any(getattr(layer, attribute).shape[dim] != size for attribute, dim in tensors):
+                continue  # the last: transposed convolutions of several groups
+            if not tensors or (side == "in" and tensors == axis_tensors(layer, "out")):
+                continue  # a norm has one axis
+            start = ledger.new(size)
+            yield Stretch(name, side, size, start)
+            labels = torch.arange(start, start + size)
+            if opaque:
+                ledger.freeze([labels], opaque)
+            for tensor_name, dim in tensors:
+                _label(own, getattr(layer, tensor_name), dim, labels, ledger)
+        known = {tensor for side in ("out", "in") for tensor, _ in axis_tensors(layer, side)}
+        for tensor_name, tensor in (*layer._parameters.items(), *layer._buffers.items()):
+            if tensor is None or tensor_name in known or not tensor.is_floating_point():
+                continue
+            for dim, size in enumerate(tensor.shape):
+                if size == 1 or (isinstance(layer, CONVOLUTION) and tensor_name in ("weight", "bias")):
+                    continue
+                full_name = f"{name}.{tensor_name}".removeprefix(".")
+                start = ledger.new(size)
+                yield Stretch(full_name, f"dim{dim}", size, start)
+                labels = torch.arange(start, start + size)
+                if opaque:
+                    ledger.freeze([labels], opaque)
+                _label(own, tensor, dim, labels, ledger)
+    for tensor, by_dim in own.items():
+        found = [
+            labels.reshape(*(1,) * dim, -1, *(1,) * (tensor.dim() - dim - 1)) for dim, labels in sorted(by_dim.items())
+        ]
+        slots[tensor] = tuple(slot for slot in found if slot.numel() > 1)
+
+
+def _label(
+    own: dict[torch.Tensor, dict[int, torch.Tensor]], tensor: torch.Tensor, dim: int, labels: torch.Tensor,
+    ledger: Ledger,
+) -> None:  # fmt: skip
+    known = own.setdefault(tensor, {})
+    if dim in known:
+        ledger.join(known[dim], labels)  # one tensor in two layers, or twice in one
+    known[dim] = labels

@@ -10,8 +10,10 @@ from __future__ import annotations
 import logging
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain, combinations, takewhile
 from typing import Any
 
 import numpy as np
@@ -21,16 +23,17 @@ from torch import nn
 from nni_cafenet.cost import CostTerm
 from nni_cafenet.errors import UnsupportedModel
 from nni_cafenet.export.slicing import slice_layers
-from nni_cafenet.layers import axis_tensors
+from nni_cafenet.layers import axis_size, axis_tensors
 from nni_cafenet.modes import evaluating
 from nni_cafenet.tracing.example import Example, output_tensors
 from nni_cafenet.tracing.groups import GroupTable
-from nni_cafenet.widths import Axis, IntArray, kept_positions
+from nni_cafenet.widths import Axis, IntArray, WidthGroup, kept_positions
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)  # importing fvcore scripts a loss by torch.jit
     from fvcore.nn import FlopCountAnalysis
 
+PRODUCTS = {"conv", "linear", "addmm", "matmul"}  # fvcore's names for what costs inputs times outputs
 PROBES = 3  # random widths that a dependence must explain; verify.py checks the outcome at another one
 
 Count = tuple[str, str]  # (module, operation)
@@ -47,15 +50,22 @@ def count_macs(model: nn.Module, example_inputs: Any) -> int:
     return total_macs(model, Example(example_inputs).first_image())
 
 
-def total_macs(model: nn.Module, example: Example) -> int:
-    """The same for an example of one image."""
-    return sum(_counts(model, example)[0].values())
+def total_macs(model: nn.Module, example: Example, *, without: Collection[str] = ()) -> int:
+    """The same for an example of one image, without those of some layers."""
+    return sum(count for (layer, _), count in _counts(model, example)[0].items() if layer not in without)
 
 
-def cost_terms(
-    model: nn.Module, table: GroupTable, example: Example, *, rng: np.random.Generator
-) -> tuple[tuple[CostTerm, ...], tuple[tuple[str, int], ...]]:
-    """The terms of `model`'s cost model, and the operations that fvcore does not count.
+@dataclass(frozen=True)
+class Costs:
+    """What is known of a network's cost, as SearchSpace says it."""
+
+    terms: tuple[CostTerm, ...]
+    uncounted: tuple[tuple[str, int], ...]
+    data_dependent: tuple[str, ...]
+
+
+def cost_terms(model: nn.Module, table: GroupTable, example: Example, *, rng: np.random.Generator) -> Costs:
+    """What `model` costs at any widths.
 
     Raises:
         UnsupportedModel: a count depends on the widths in another way; the message names the layer.
@@ -63,8 +73,10 @@ def cost_terms(
     example = example.first_image()
     full, uncounted = _counts(model, example)
     everything = [np.arange(group.units) for group in table.groups]
-    probes = [[_random_units(group.units, rng) for group in table.groups] for _ in range(PROBES)]
-    counted = [_counts(slice_layers(model, kept_positions(table.axes, probe)), example)[0] for probe in probes]
+    probes = [[_random_units(group, rng) for group in table.groups] for _ in range(PROBES)]
+    counted = [
+        _counts(slice_layers(model, kept_positions(table.axes, probe), share=True), example)[0] for probe in probes
+    ]
     fit = _Fit(model, table, example, full, [everything, *probes])
     totals: dict[tuple[str, tuple[int, ...]], list[Fraction]] = defaultdict(lambda: [Fraction(0), Fraction(0)])
     for (layer, operation), count in full.items():
@@ -80,7 +92,7 @@ def cost_terms(
             raise UnsupportedModel(f"the cost of {layer} is not a whole number for each channel: name it in ignore=")
         if macs or params:
             terms.append(CostTerm(layer, int(macs), int(params), groups))
-    return tuple(terms), uncounted
+    return Costs(tuple(terms), uncounted, tuple(sorted(fit.data_dependent)))
 
 
 class _Fit:
@@ -100,17 +112,33 @@ class _Fit:
             key: [constant + sum(k * len(probe[group]) for group, k in parts.items()) for probe in probes]
             for key, (constant, parts) in self.forms.items()
         }
+        self.data_dependent: set[str] = set()
+        self._layers = dict(model.named_modules())
         self._slopes: dict[int, dict[Count, int]] | None = None
 
     def macs(self, layer: str, operation: str, series: list[int]) -> dict[tuple[int, ...], Fraction]:
         """The coefficients of a count that has the values `series` at full width and at the probes."""
-        own = [key for key in ((layer, "out"), (layer, "in")) if key in self.sizes]
-        explanations: list[list[tuple[str, str]]] = [[], own, *([key] for key in (*own, *self.sizes))]
-        for keys in explanations:
+        own = [key for key in self.sizes if key[0] == layer or key[0].rpartition(".")[0] == layer]
+        for keys in chain([(), *combinations(own, 2), *((key,) for key in own)], self._elsewhere(layer)):
             sizes = [int(np.prod([self.sizes[key][i] for key in keys], dtype=object)) for i in range(len(series))]
             if all(count * sizes[0] == series[0] * size for count, size in zip(series, sizes, strict=True)):
                 return self.product(keys, series[0])
+        sides = [key for key in own if key in ((layer, "out"), (layer, "in"))]
+        if axis_size(self._layers[layer], "out") is not None:  # a plain layer, so it runs another number of times
+            self.data_dependent.add(layer)
+            return self.product(sides if operation in PRODUCTS else sides[:1], series[0])
         return self._by_difference(layer, operation, series)
+
+    def _elsewhere(self, layer: str) -> Iterator[tuple[tuple[str, str]]]:
+        """Single axes of other layers; the nearest first, for a small one far away may agree by chance."""
+        path = layer.split(".")
+
+        def shared(key: tuple[str, str]) -> int:
+            return sum(
+                1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(path, key[0].split("."), strict=False))
+            )
+
+        return ((key,) for key in sorted(self.sizes, key=shared, reverse=True))
 
     def product(self, keys: Sequence[tuple[str, str]], value: int) -> dict[tuple[int, ...], Fraction]:
         """`value` at full width, proportional to the sizes of the axes `keys`, as products of groups' units."""
@@ -134,8 +162,9 @@ class _Fit:
             for index, group in enumerate(self.table.groups):
                 kept: list[IntArray | None] = [None] * len(self.table.groups)
                 kept[index] = np.arange(group.units - 1)
-                if group.units > 1:
-                    less, _ = _counts(slice_layers(self.model, kept_positions(self.table.axes, kept)), self.example)
+                if group.units > group.least_units:
+                    slim = slice_layers(self.model, kept_positions(self.table.axes, kept), share=True)
+                    less, _ = _counts(slim, self.example)
                     self._slopes[index] = {key: self.full[key] - less.get(key, 0) for key in self.full}
         slopes = {index: slope for index, counts in self._slopes.items() if (slope := counts[layer, operation])}
         constant = series[0] - sum(slope * self.table.groups[index].units for index, slope in slopes.items())
@@ -195,8 +224,9 @@ def _form(axis: Axis) -> Form:
     return int((axis.groups < 0).sum()), parts
 
 
-def _random_units(units: int, rng: np.random.Generator) -> IntArray:
-    return np.arange(int(rng.integers(1, max(units, 2))))  # never all of them, if it has more than one
+def _random_units(group: WidthGroup, rng: np.random.Generator) -> IntArray:
+    """The first few units, at most half of them where that is possible: narrow networks are counted quickly."""
+    return np.arange(int(rng.integers(group.least_units, max(group.units // 2, group.least_units) + 1)))
 
 
 def _parameters(model: nn.Module, table: GroupTable) -> list[tuple[str, nn.Parameter, list[tuple[str, str]]]]:

@@ -11,7 +11,10 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +23,7 @@ from torch import nn
 from nni_cafenet.cost import CostModel
 from nni_cafenet.errors import UnsupportedModel
 from nni_cafenet.export.slicing import slice_layers
-from nni_cafenet.layers import CONVOLUTION, NORM_TENSORS, axis_tensors
+from nni_cafenet.layers import NORM_TENSORS, axis_tensors, home_of
 from nni_cafenet.tracing.example import Example, output_tensors
 from nni_cafenet.tracing.groups import GroupTable
 from nni_cafenet.tracing.macs import total_macs
@@ -28,6 +31,9 @@ from nni_cafenet.widths import Axis, IntArray, Widths, kept_positions
 
 logger = logging.getLogger(__name__)
 
+Swaps = dict[tuple[nn.Module, str], torch.Tensor]  # (owner, name) -> the tensor in its place
+
+LEAST = (2, 4, 8)  # units that are tried where 1 is too few, as for a statistic over a single channel
 REDRAWS = 5  # of a cut that leaves the network dead
 TOLERANCE = 1e-7  # relative; float64 rounding is near 1e-12, one wrong channel far above
 
@@ -39,42 +45,86 @@ def verified(model: nn.Module, table: GroupTable, example: Example, *, rng: np.r
         model: a private copy in eval mode; not changed.
 
     Raises:
-        UnsupportedModel: groups that pass one by one fail together.
+        UnsupportedModel: the model gives NaN or infinity.
     """
     oracle = _Oracle(model, table, example, rng)
-    everything = range(len(table.groups))
-    if oracle.fault(everything) is None:
-        return table
-    faults = {index: fault for index in everything if (fault := oracle.fault([index])) is not None}
+    faults = dict.fromkeys(oracle.unseen, "nothing that the model returns depends on it, on the example")
+    passed: Sequence[int] = [index for index in range(len(table.groups)) if index not in faults]
+    for check in (oracle.crash, oracle.fault):  # first what is cheap to find
+        while found := _faults(check, passed):
+            faults |= found
+            passed = [index for index in passed if index not in found]
+    least = _least_units(oracle, passed, faults)
     for index, fault in faults.items():
         logger.info("%s stays at full width: %s", table.groups[index].name, fault)
-    rest = [index for index in everything if index not in faults]
-    fault = oracle.fault(rest)
-    if fault is not None:
-        names = ", ".join(table.groups[index].name for index in rest)
-        raise UnsupportedModel(
-            f"the groups {names} pass the check one by one but not together ({fault}): "
-            f"name the layers whose channels the forward handles in a special way in ignore="
-        )
-    return table.without(faults)
+    groups = tuple(
+        replace(group, least=least[index] * group.unit) if least.get(index, 1) > 1 else group
+        for index, group in enumerate(table.groups)
+    )
+    return replace(table, groups=groups).without(faults)
+
+
+def _faults(check: Callable[[Sequence[int]], str | None], groups: Sequence[int]) -> dict[int, str]:
+    """What is wrong with which of `groups`, found by halving: most networks have no fault, some a few."""
+    fault = check(groups) if groups else None
+    if fault is None:
+        return {}
+    if len(groups) == 1:
+        return {groups[0]: fault}
+    half = len(groups) // 2
+    found = {**_faults(check, groups[:half]), **_faults(check, groups[half:])}
+    if not found:  # each half passes, both together do not
+        together = list(groups[:half])
+        for index in groups[half:]:
+            fault = check([*together, index])
+            if fault is None:
+                together.append(index)
+            else:
+                found[index] = f"together with other layers {fault}"
+    return found
+
+
+def _least_units(oracle: _Oracle, groups: Sequence[int], faults: dict[int, str]) -> dict[int, int]:
+    """The fewest units of each group with which the forward works; what fails at all of LEAST joins `faults`."""
+    least = dict.fromkeys(groups, 1)
+    for more in LEAST:
+        failing = _faults(lambda some: oracle.smallest_fault({index: least[index] for index in some}), list(least))
+        if not failing:
+            return least
+        for index in failing:
+            least[index] = min(more, oracle.table.groups[index].units)
+    faults.update(failing)
+    return least
 
 
 def check_cost(
-    model: nn.Module, table: GroupTable, cost: CostModel, example: Example, *, rng: np.random.Generator
+    model: nn.Module,
+    table: GroupTable,
+    cost: CostModel,
+    example: Example,
+    *,
+    rng: np.random.Generator,
+    data_dependent: Collection[str] = (),
 ) -> None:
     """fvcore and numel() on a sliced copy must agree with `cost`, whose bins are single units.
+
+    Args:
+        data_dependent: layers whose MACs are not compared.
 
     Raises:
         UnsupportedModel: they do not.
     """
-    widths = Widths(tuple(int(rng.integers(1, group.units + 1)) for group in table.groups))
-    kept: list[IntArray | None] = [np.arange(width) for width in widths.bins_kept]
-    slim = slice_layers(model, kept_positions(table.axes, kept))
-    counted = total_macs(slim, example.first_image())
+    widths = Widths(tuple(int(rng.integers(1, len(units))) for units in cost.units))
+    kept: list[IntArray | None] = [
+        np.arange(units[width]) for units, width in zip(cost.units, widths.bins_kept, strict=True)
+    ]
+    slim = slice_layers(model, kept_positions(table.axes, kept), share=True)
+    counted = total_macs(slim, example.first_image(), without=data_dependent)
+    expected = cost.macs(widths) - sum(cost.layer_macs(widths).get(layer, 0) for layer in data_dependent)
     numel = sum(parameter.numel() for parameter in slim.parameters())
-    if (counted, numel) != (cost.macs(widths), cost.params(widths)):
+    if (counted, numel) != (expected, cost.params(widths)):
         raise UnsupportedModel(
-            f"the cost model says {cost.macs(widths):,} MACs and {cost.params(widths):,} parameters of a sliced copy "
+            f"the cost model says {expected:,} MACs and {cost.params(widths):,} parameters of a sliced copy "
             f"of {type(model).__name__}, fvcore counts {counted:,} and numel() {numel:,}: the cost is not bilinear in "
             f"the widths; name the layers with unusual arithmetic in ignore="
         )
@@ -82,20 +132,55 @@ def check_cost(
 
 class _Oracle:
     def __init__(self, model: nn.Module, table: GroupTable, example: Example, rng: np.random.Generator) -> None:
+        self.plain, self.plain_example = model, example  # to see whether it runs: float64 is several times slower
         self.table, self.example, self.rng = table, example.double().map(_lively), rng
         self.model = copy.deepcopy(model).double().eval()
-        randomise(self.model, seed=int(rng.integers(2**31)))
+        self.tensors = {axis.key: list(_tensors(self.model, axis)) for axis in table.axes}
+        # layers of full width say more than the output, which a detector cuts out of them
+        narrowed = {axis.layer for axis in table.axes if axis.side != "in"}
+        self.observed = {part.layer for part in table.frozen} - narrowed
         self.other_example = self.example.map(_disturbed)
+        for _ in range(REDRAWS):
+            randomise(self.model, seed=int(rng.integers(2**31)))
+            self.unseen = self._unseen()
+            if not self.unseen:
+                break  # else a narrow layer of ReLUs may be dead by chance
         self.expected = self._outputs(self.model)
         if not all(torch.isfinite(out).all() for out in self.expected):
             raise UnsupportedModel(f"{type(model).__name__} gives NaN or infinity on the example inputs")
-        spanning = {name for name, layer in self.model.named_modules() if isinstance(layer, nn.LayerNorm)}
-        self.spanned = {int(group) for axis in table.axes if axis.layer in spanning for group in axis.groups}
 
-    def fault(self, groups: Collection[int]) -> str | None:
+    def _unseen(self) -> list[int]:
+        """Groups on which no output depends, so that no comparison could find a fault of theirs."""
+        parameters = [parameter.requires_grad_(True) for parameter in self.model.parameters()]
+        with torch.enable_grad():
+            model = slice_layers(self.model, {}, share=True)  # a forward may cache what carries gradients
+            seen = [out for out in self._outputs(model, gradients=True) if out.requires_grad]
+            if not seen:
+                return []
+            found = torch.autograd.grad([out.square().sum() for out in seen], parameters, allow_unused=True)
+        gradients = zip(parameters, found, strict=True)
+        moved = {id(parameter) for parameter, gradient in gradients if gradient is not None and gradient.any()}
+        alive: set[int] = set()
+        for axis in self.table.axes:
+            if any(id(getattr(owner, name)) in moved for owner, name, _ in self.tensors[axis.key]):
+                alive.update(axis.groups.tolist())
+        return [index for index in range(len(self.table.groups)) if index not in alive]
+
+    def crash(self, groups: Sequence[int]) -> str | None:
+        """Why the forward fails when these groups are sliced, or None."""
+        try:
+            slim = slice_layers(self.plain, kept_positions(self.table.axes, self._some(groups, 0.0, 1.0)), share=True)
+            self._outputs(slim, self.plain_example)
+        except Exception as error:  # a third-party forward may raise anything at other widths
+            return f"the forward fails when it is sliced ({type(error).__name__}: {error})"
+        return None
+
+    def fault(self, groups: Sequence[int]) -> str | None:
         """What is wrong with slicing these groups, or None."""
         try:
-            if not _close(self._outputs(self._permuted(groups)), self.expected):
+            with _swapped(self._permuted(groups)):
+                permuted = self._outputs(self.model)
+            if not _close(permuted, self.expected):
                 return "reordering its channels changes the output, so not all that goes with them was found"
             for lowest, highest in ((0.5, 1.0), (0.0, 0.5)):
                 fault = self._removal_fault(groups, lowest, highest)
@@ -105,26 +190,60 @@ class _Oracle:
             return f"the forward fails when it is sliced ({type(error).__name__}: {error})"
         return None
 
-    def _removal_fault(self, groups: Collection[int], lowest: float, highest: float) -> str | None:
-        for _ in range(REDRAWS):
-            kept = self._some(groups, lowest, highest)
-            sliced = slice_layers(self.model, kept_positions(self.table.axes, kept))
-            slim = self._outputs(sliced)
+    def smallest_fault(self, least: Mapping[int, int]) -> str | None:
+        """What is wrong with keeping so many units of these groups, or None."""
+        kept: list[IntArray | None] = [None] * len(self.table.groups)
+        for index, units in least.items():
+            kept[index] = np.arange(units)
+        try:
+            finite = all(torch.isfinite(out).all() for out in self._outputs(self._sliced(kept)))
+        except Exception as error:  # whatever a third-party forward raises
+            return f"the forward fails at few channels ({type(error).__name__}: {error})"
+        return None if finite else "the output is not finite at few channels"
+
+    def _removal_fault(self, groups: Sequence[int], lowest: float, highest: float) -> str | None:
+        # a statistic over channels changes with their number, as it should: such slices need only run
+        spanned = [index for index in groups if self.table.groups[index].name in self.table.spanned]
+        if spanned:
+            slim = self._outputs(self._sliced(self._some(groups, lowest, highest)))
             if [out.shape for out in slim] != [out.shape for out in self.expected]:
                 return "slicing it changes the shape of the output"
-            if not self.spanned.isdisjoint(groups):
-                return None  # a LayerNorm's statistics change with its channels, as they should
-            if not _close(slim, self._outputs(self._ignoring(kept))):
+        rest = [index for index in groups if index not in spanned]
+        for _ in range(REDRAWS if rest else 0):
+            kept = self._some(rest, lowest, highest)
+            sliced = self._sliced(kept)
+            slim = self._outputs(sliced)
+            with _swapped(self._ignoring(kept)):
+                ignoring = self._outputs(self.model)
+            if not _close(slim, ignoring):
                 return "the sliced network differs from the full one that ignores the removed channels"
             if not _close(slim, self._outputs(sliced, self.other_example)):
                 return None
             # the cut left a layer of ReLUs dead: equal constants prove nothing
         return None
 
-    def _outputs(self, model: nn.Module, example: Example | None = None) -> list[torch.Tensor]:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # a forward may draw random numbers, in eval mode too
-            return output_tensors((example or self.example).run(model))
+    def _sliced(self, kept: Sequence[IntArray | None]) -> nn.Module:
+        return slice_layers(self.model, kept_positions(self.table.axes, kept), share=True)
+
+    def _outputs(
+        self, model: nn.Module, example: Example | None = None, *, gradients: bool = False
+    ) -> list[torch.Tensor]:
+        """The outputs of the model, and of the layers that are observed."""
+        seen: list[torch.Tensor] = []
+
+        def observe(layer: nn.Module, inputs: object, output: object) -> None:
+            seen.extend(output_tensors(output))
+
+        layers = [layer for name, layer in model.named_modules() if name in self.observed]
+        handles = [layer.register_forward_hook(observe) for layer in layers]
+        try:
+            with torch.set_grad_enabled(gradients), torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)  # a forward may draw random numbers, in eval mode too
+                returned = output_tensors((example or self.example).run(model))
+                return seen if self.table.selects and seen else [*returned, *seen]
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def _some(self, groups: Collection[int], lowest: float, highest: float) -> list[IntArray | None]:
         """A random share, `lowest` to `highest`, of each group's units; never all of them where there are several."""
@@ -137,36 +256,56 @@ class _Oracle:
             kept[index] = np.sort(self.rng.choice(units, size=size, replace=False))
         return kept
 
-    def _permuted(self, groups: Collection[int]) -> nn.Module:
+    def _permuted(self, groups: Collection[int]) -> Swaps:
+        """Each unit of the groups in the place of another, in every tensor."""
         orders = {index: self.rng.permutation(self.table.groups[index].units) for index in groups}
-        model = copy.deepcopy(self.model)
-        layers = dict(model.named_modules())
+        swaps: Swaps = {}
         for axis in self.table.axes:
-            source = torch.from_numpy(_reordered(axis, orders))
-            if axis.layer in layers:
-                tensors = [(getattr(layers[axis.layer], n), d) for n, d in axis_tensors(layers[axis.layer], axis.side)]
-            else:
-                tensors = [(model.get_parameter(axis.layer), int(axis.side.removeprefix("dim")))]
-            for tensor, dim in tensors:
-                tensor.data = tensor.data.index_select(dim, source.to(tensor.device))
-        return model
+            source = _reordered(axis, orders)
+            if (source != np.arange(axis.size)).any():
+                for owner, name, dim in self.tensors[axis.key]:
+                    tensor = swaps.get((owner, name), getattr(owner, name))
+                    swaps[owner, name] = tensor.index_select(dim, torch.from_numpy(source).to(tensor.device))
+        return swaps
 
-    def _ignoring(self, kept: Sequence[IntArray | None]) -> nn.Module:
-        """The full network with the weights that read a removed channel set to 0."""
-        model = copy.deepcopy(self.model)
-        layers = dict(model.named_modules())
+    def _ignoring(self, kept: Sequence[IntArray | None]) -> Swaps:
+        """The weights of the full network, with 0 for what reads a removed channel."""
+        swaps: Swaps = {}
         for axis in self.table.axes:
-            positions = axis.positions(kept)
-            layer = layers.get(axis.layer)
-            if axis.side != "in" or positions is None or layer is None:
-                continue
-            if isinstance(layer, CONVOLUTION) and layer.groups > 1:
-                continue  # its outputs go together with its inputs
-            removed = torch.from_numpy(np.setdiff1d(np.arange(axis.size), positions))
-            for name, dim in axis_tensors(layer, "in"):
-                weight = getattr(layer, name).data
-                weight.index_fill_(dim, removed.to(weight.device), 0)
-        return model
+            positions = axis.positions(kept) if axis.side == "in" else None
+            if positions is not None:
+                removed = torch.from_numpy(np.setdiff1d(np.arange(axis.size), positions))
+                for owner, name, dim in self.tensors[axis.key]:
+                    tensor = swaps.get((owner, name), getattr(owner, name))
+                    swaps[owner, name] = tensor.index_fill(dim, removed.to(tensor.device), 0)
+        return swaps
+
+
+def _tensors(model: nn.Module, axis: Axis) -> Iterator[tuple[nn.Module, str, int]]:
+    """(owner, name, dimension) of every tensor that the axis runs through."""
+    layer = dict(model.named_modules()).get(axis.layer)
+    if layer is None:
+        owner, name, _ = home_of(model, axis.layer)
+        yield owner, name, int(axis.side.removeprefix("dim"))
+    else:
+        for name, dim in axis_tensors(layer, axis.side):
+            yield layer, name, dim
+
+
+@contextmanager
+def _swapped(swaps: Swaps) -> Iterator[None]:
+    """Other tensors in the places of a private model's parameters and buffers."""
+    homes: list[dict[str, Any]] = [
+        owner._parameters if name in owner._parameters else owner._buffers for owner, name in swaps
+    ]
+    saved = [home[name] for home, (_, name) in zip(homes, swaps, strict=True)]
+    try:
+        for home, ((_, name), tensor) in zip(homes, swaps.items(), strict=True):
+            home[name] = tensor
+        yield
+    finally:
+        for home, (_, name), tensor in zip(homes, swaps, saved, strict=True):
+            home[name] = tensor
 
 
 def randomise(model: nn.Module, *, seed: int) -> None:

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from nni_cafenet import (
+    Bins,
     FlopsSensitiveBins,
+    SearchSpace,
     SingleChannels,
     SubNetwork,
     UniformBins,
@@ -16,7 +20,7 @@ from nni_cafenet import (
     rebin,
     slice_model,
 )
-from nni_cafenet.tracing.bins import cut_bins
+from nni_cafenet.tracing.bins import LayerBins, cut_bins
 from tests.built import built, some_subnetworks
 from tests.models import NETWORKS, example, make
 
@@ -150,6 +154,86 @@ def test_another_rule_is_any_object_with_sizes() -> None:
 
     space = build_space(make(Chain), example(), bins=Pairs())
     assert {bins.size for bins in space.bins} == {2}
+
+
+# other bins for some layers
+
+
+def sizes_of(space: SearchSpace) -> dict[str, int]:
+    return {group.name: bins.size for group, bins in zip(space.groups, space.bins, strict=True)}
+
+
+def test_an_override_changes_the_bins_of_its_group_alone() -> None:
+    usual = sizes_of(build_space(make(Chain), example(), min_bin=2))
+    space = build_space(make(Chain), example(), min_bin=2, bins={"conv2": 8, "conv3": UniformBins(4)})
+    assert sizes_of(space) == {**usual, "conv2": 8, "conv3": 16}
+    assert usual["conv2"] != 8 and usual["conv3"] != 16
+
+
+def test_a_rebinned_space_takes_overrides_too() -> None:
+    model, space = built("residual")
+    other = rebin(space, {"inner?.0": 5, "*": SingleChannels()})
+    assert sizes_of(other) == {"stem.0": 1, "inner1.0": 5, "inner2.0": 5, "outer2.0": 1}
+    assert sizes_of(rebin(space, {})) == sizes_of(space)
+    for sub in some_subnetworks(other, 2):
+        assert other.cost.macs(sub.widths) == count_macs(slice_model(model, other, sub), example())
+
+
+@pytest.mark.parametrize("name", ["stem.0", "outer1.0", "outer1.*", "outer1", "stem.1"])
+def test_a_group_goes_by_every_layer_whose_outputs_it_holds(name: str) -> None:
+    _, space = built("residual")
+    usual = sizes_of(rebin(space, {}))
+    assert sizes_of(rebin(space, {name: 4})) == {**usual, "stem.0": 4}
+
+
+def test_a_layer_that_only_reads_a_group_does_not_stand_for_it() -> None:
+    space = build_space(make(Chain), example())
+    assert sizes_of(rebin(space, {"conv2": 5})) == {**sizes_of(space), "conv2": 5}
+
+
+def test_the_first_entry_that_matches_counts() -> None:
+    _, space = built("residual")
+    assert sizes_of(rebin(space, {"inner1.0": 2, "inner*": 5, "*": 3}))["inner1.0"] == 2
+    assert sizes_of(rebin(space, {"inner*": 5, "inner1.0": 2, "*": 3}))["inner1.0"] == 5
+
+
+def test_an_override_by_sensitivity_compares_with_all_groups() -> None:
+    _, space = built("residual")
+    finer, coarser = sizes_of(rebin(space, FlopsSensitiveBins(1))), sizes_of(rebin(space, FlopsSensitiveBins(3)))
+    assert finer["outer2.0"] != coarser["outer2.0"]
+    assert sizes_of(rebin(space, {"outer2": FlopsSensitiveBins(3)})) == {**finer, "outer2.0": coarser["outer2.0"]}
+
+
+def test_overrides_are_rounded_to_what_can_be_sliced() -> None:
+    groups = [WidthGroup("a", 48, unit=6), WidthGroup("b", 48), WidthGroup("c", 8)]
+    rule = LayerBins({"a": 7, "b": 9, "c": 100}, SingleChannels())
+    assert [cut.size for cut in cut_bins(groups, [1.0, 1.0, 1.0], rule, round_to=4)] == [12, 8, 8]
+
+
+def test_a_name_that_is_no_searchable_layer_s_is_refused_with_the_reason_or_the_nearest() -> None:
+    _, space = built("residual")
+    with pytest.raises(ValueError, match=r"bins= names 'inner3\*', which matches no searchable layer; the nearest: i"):
+        rebin(space, {"stem.0": 2, "inner3*": 4})
+    with pytest.raises(ValueError, match="bins= names 'fc', but fc keeps its width: it is the model's output"):
+        build_space(make(NETWORKS["residual"]), example(), bins={"fc": 4})
+
+
+@pytest.mark.parametrize("size", [0, -3, 2.0, True, "4", None, UniformBins])
+def test_an_override_that_is_no_rule_and_no_size_is_refused(size: Any) -> None:
+    with pytest.raises(ValueError, match=r"bin sizes in channels of at least 1, but got .* for 'conv1'"):
+        build_space(make(Chain), example(), bins={"conv1": size})
+
+
+@pytest.mark.parametrize("bins", [8, "conv1=8", UniformBins, [("conv1", 8)], Bins.ones(3)], ids=str)
+def test_bins_that_are_no_rule_and_no_mapping_are_refused(bins: Any) -> None:
+    with pytest.raises(ValueError, match=r"bins must be a rule such as UniformBins\(8\), or a mapping .* but got"):
+        build_space(make(Chain), example(), bins=bins)
+
+
+def test_a_key_that_is_no_name_is_refused() -> None:
+    model = make(Chain)
+    with pytest.raises(ValueError, match=r"keys of bins= must be names or globs of layers, but got Conv2d.*its name"):
+        build_space(model, example(), bins={model.conv1: 8})  # type: ignore[dict-item]
 
 
 def test_broken_settings_are_refused() -> None:

@@ -61,7 +61,7 @@ def test_a_unit_of_a_grouped_convolution_is_a_conv_group() -> None:
     assert (reduce.channels, reduce.unit, reduce.units) == (12, 3, 4)
     assert (expand.channels, expand.unit, expand.units) == (8, 2, 4)
     assert axis_units(space, "widening.out") == [[1, i // 4] for i in range(16)]
-    assert axis_units(space, "widening.in") == [[1, i // 2] for i in range(8)]
+    assert axis_units(space, "expand.0.out") == [[1, i // 2] for i in range(8)]
 
 
 def test_a_grouped_convolution_keeps_valid_shapes_down_to_one_conv_group() -> None:
@@ -91,6 +91,30 @@ def test_a_bare_parameter_is_sliced_along() -> None:
     assert "scale.dim0" in group(space, "expand").members
     slim = slice_model(model, space, some_subnetworks(space)[0])
     assert slim.scale.shape == (space.channels(space.smallest)["expand"], 1, 1)
+
+
+def test_a_channel_shuffle_is_followed() -> None:
+    _, space = built("shuffled")
+    mixed = group(space, "mixed.0")
+    assert (mixed.channels, mixed.unit) == (8, 2)
+    # x.view(n, 2, 4, ...): channels i and i + 4 stay or go together, and are neighbours after the shuffle
+    assert axis_units(space, "mixed.0.out") == [[1, i % 4] for i in range(8)]
+    assert axis_units(space, "head.0.in") == [[1, i // 2] for i in range(8)]
+
+
+def test_halves_that_gate_one_another_go_together() -> None:
+    _, space = built("gated")
+    both = next(index for index, found in enumerate(space.groups) if found.name == "both")
+    assert axis_units(space, "both.out") == [[both, i % 8] for i in range(16)]
+    assert axis_units(space, "head.in") == [[both, i] for i in range(8)]
+
+
+def test_a_unit_of_a_group_norm_is_the_channels_of_one_statistic() -> None:
+    model, space = built("group_normed")
+    stem = group(space, "stem")
+    assert (stem.channels, stem.unit) == (8, 4)
+    slim = slice_model(model, space, some_subnetworks(space)[0])
+    assert (slim.norm.num_channels, slim.norm.num_groups) == (4, 1)
 
 
 def test_groups_come_in_the_order_of_the_model_with_unique_names() -> None:
@@ -153,7 +177,7 @@ def test_a_depthwise_transposed_convolution_is_searched_and_one_of_several_group
     assert reasons["0.0"] == "it is a transposed convolution of several groups, which is not sliced"
 
 
-def test_a_forward_that_torch_pruning_cannot_follow_names_the_layer() -> None:
+def test_a_forward_that_folds_channels_into_the_batch_is_frozen_with_the_layer_named() -> None:
     class Folded(nn.Module):
         """Channels into the batch and back."""
 

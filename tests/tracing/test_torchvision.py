@@ -15,7 +15,6 @@ from nni_cafenet import (
     SearchSpace,
     SubNetwork,
     Supernet,
-    UnsupportedModel,
     build_space,
     count_macs,
     slice_model,
@@ -23,7 +22,8 @@ from nni_cafenet import (
 from nni_cafenet.tracing.verify import randomise
 from tests.snapshots import Snapshot
 
-GROUPS = {"resnet18": 12, "resnet50": 37, "mobilenet_v2": 25, "vgg16_bn": 15, "efficientnet_b0": 40}
+GROUPS = {"resnet18": 12, "resnet50": 37, "mobilenet_v2": 25, "vgg16_bn": 15, "efficientnet_b0": 40,
+          "shufflenet_v2_x0_5": 20}  # fmt: skip
 PIXELS = 32
 
 
@@ -65,8 +65,10 @@ def slim_ones(built: Built, subs: list[SubNetwork]) -> list[nn.Module]:
 
 def test_every_layer_but_the_last_is_searchable(built: Built) -> None:
     assert len(built.space.groups) == GROUPS[built.name]
-    assert [part.reason for part in built.space.frozen] == ["it is the model's output"]
-    assert built.space.frozen[0].layer in built.space.describe()
+    others = [part.reason for part in built.space.frozen if part.reason != "it is the model's output"]
+    # the halves of a unit of ShuffleNet, shuffled eight times over
+    assert set(others) <= ({"all of its channels hang together"} if "shufflenet" in built.name else set())
+    assert all(part.layer in built.space.describe() for part in built.space.frozen)
 
 
 def test_the_caller_s_model_is_unchanged(built: Built, slim_ones: list[nn.Module]) -> None:
@@ -109,9 +111,3 @@ def test_a_sliced_model_equals_the_running_supernet(
                 module.training = training
             torch.testing.assert_close(*outputs, rtol=1e-5, atol=1e-6)
     built.before.assert_unchanged()
-
-
-def test_shufflenet_is_refused_with_the_layer_and_the_cause() -> None:
-    model = torchvision.models.shufflenet_v2_x0_5(num_classes=10)
-    with pytest.raises(UnsupportedModel, match=r"behind stage\d.*channel shuffle is not supported"):
-        build_space(model, torch.randn(1, 3, PIXELS, PIXELS))

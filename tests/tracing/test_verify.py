@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from nni_cafenet import UnsupportedModel
+from nni_cafenet import SingleChannels, SubNetwork, UnsupportedModel, build_space, slice_model
 from nni_cafenet.cost import CostModel
 from nni_cafenet.tracing.example import Example
 from nni_cafenet.tracing.groups import GroupTable, find_groups
@@ -81,6 +81,9 @@ def test_right_tables_pass(name: str) -> None:
         ("squeeze_excite", "excite.out"),
         ("grouped", "expand.0.in"),
         ("transposed", "up.in"),
+        ("shuffled", "head.0.in"),
+        ("gated", "both.out"),
+        ("group_normed", "norm.out"),
         ("norms", "prelu.out"),
         ("norms", "scale.dim0"),
     ],
@@ -127,7 +130,7 @@ def test_default_batch_norm_statistics_hide_no_wrong_group() -> None:
     assert names(verified_with(model, with_axis(table, "bn2.out", swapped))) == ["conv1", "conv3"]
 
 
-class DeepAcrossChannels(nn.Module):
+class DeepCounting(nn.Module):
     """Thin layers of ReLU behind the faulty one, any of which may be dead when it is cut down to a channel or two."""
 
     def __init__(self) -> None:
@@ -137,11 +140,11 @@ class DeepAcrossChannels(nn.Module):
         self.fc = nn.Linear(8, 5)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = F.normalize(self.middle(F.relu(self.stem(x))), dim=1)
-        return self.fc(self.tail(x).mean((2, 3)))
+        x = self.middle(F.relu(self.stem(x)))
+        return self.fc(self.tail(x * x.shape[1]).mean((2, 3)))
 
 
-@pytest.mark.parametrize("factory", [models.AcrossChannels, DeepAcrossChannels])
+@pytest.mark.parametrize("factory", [models.Counting, DeepCounting])
 def test_a_network_that_dies_when_it_is_cut_hides_no_wrong_group(factory: Callable[[], nn.Module]) -> None:
     """Removal is checked on outputs that still depend on the input: equal constants prove nothing."""
     model, table = table_of(factory)
@@ -149,7 +152,7 @@ def test_a_network_that_dies_when_it_is_cut_hides_no_wrong_group(factory: Callab
     assert missed == []
 
 
-def test_groups_that_fail_only_together_are_refused() -> None:
+def test_of_groups_that_fail_only_together_the_later_is_frozen() -> None:
     class Joined(nn.Module):
         """Works while both have the same width, or one of them is full."""
 
@@ -164,8 +167,27 @@ def test_groups_that_fail_only_together_are_refused() -> None:
             return self.fc(torch.cat([left, right], 1))
 
     model, table = table_of(Joined)
-    with pytest.raises(UnsupportedModel, match=r"left\.0, right\.0 pass the check one by one but not together"):
-        verified_with(model, table)
+    left = verified_with(model, table)
+    assert names(left) == ["left.0"]
+    assert left.frozen[-1].layer == "right.0"
+    assert left.frozen[-1].reason.startswith("together with other layers the sliced network differs")
+
+
+def test_a_group_that_fails_at_one_channel_keeps_two() -> None:
+    class Standardised(models.Plain):
+        """Its deviation over one channel is not a number."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
+            x = x / (x.std(1, keepdim=True) + 1)
+            return self.fc(F.relu(self.bn3(self.conv3(x))).mean((2, 3)))
+
+    model, table = table_of(Standardised)
+    assert [group.least for group in verified_with(model, table).groups] == [1, 2, 1]
+    space = build_space(model, EXAMPLE.args[0], bins=SingleChannels())
+    assert list(space.channels(space.smallest).values()) == [1, 2, 1]
+    slim = slice_model(model, space, SubNetwork.fixed(space.smallest))
+    assert torch.isfinite(slim(EXAMPLE.args[0])).all()
 
 
 def test_the_oracle_changes_neither_the_model_nor_the_global_random_numbers() -> None:

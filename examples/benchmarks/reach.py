@@ -147,7 +147,10 @@ def examine(library: str, name: str, *, onnx: bool = False) -> Row:
     if faults:
         row.reason = "; ".join(faults)
     if onnx and not faults:
-        row.onnx = onnx_agrees(model, space, example)
+        try:
+            row.onnx = onnx_agrees(model, space, example)
+        except Exception as error:  # whatever an exporter or a runtime raises
+            row.onnx = f"{type(error).__name__}: {error}".splitlines()[0][:200]
     return row
 
 

@@ -64,6 +64,10 @@ class Example:
 
         return self._with(pytree.tree_map(first, (self.args, self.kwargs), is_leaf=is_leaf))
 
+    def twice(self) -> Example:
+        """An example of one image, as a batch of two: BatchNorm in train mode wants several values."""
+        return self.map(lambda tensor: torch.cat([tensor, tensor]) if tensor.dim() and len(tensor) == 1 else tensor)
+
     def double(self) -> Example:
         """The same in float64, but for integer inputs."""
         return self.map(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,10 @@ from nni_cafenet.modes import running_modules
 from nni_cafenet.tracing.example import Example, output_tensors
 from nni_cafenet.tracing.labels import Ledger
 from nni_cafenet.tracing.rules import Call, rule_of
+
+logger = logging.getLogger(__name__)
+
+READS = {torch.ops.aten._local_scalar_dense, torch.ops.aten.is_nonzero}
 
 OPAQUE = {
     nn.MultiheadAttention: "it feeds a MultiheadAttention, which is not sliced",
@@ -36,10 +41,10 @@ class Stretch:
 
 
 def watch(model: nn.Module, example: Example) -> tuple[list[Stretch], Ledger]:
-    """The axes of `model`'s parameters and buffers, and what one forward on `example` says of them.
+    """The axes of `model`'s parameters and buffers, and what forwards in eval and in train mode say of them.
 
     Args:
-        model: a private copy in eval mode.
+        model: a private copy in eval mode; train mode leaves its marks on buffers.
     """
     ledger = Ledger()
     watcher = _Watcher(ledger)
@@ -47,12 +52,16 @@ def watch(model: nn.Module, example: Example) -> tuple[list[Stretch], Ledger]:
     attention_fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # one fused operation that hides its layers
     try:
-        with torch.no_grad(), running_modules(model) as watcher.running, watcher:
-            output = example.run(model)
+        watcher.forward(model, example)
+        model.train()
+        try:  # auxiliary heads run in train mode only, and read what is searched
+            with torch.random.fork_rng(devices=[]):
+                watcher.forward(model, example.twice())
+        except Exception as error:  # a detector wants targets, for one
+            logger.info("%s was not watched in train mode: %s", type(model).__name__, error)
     finally:
+        model.eval()
         torch.backends.mha.set_fastpath_enabled(attention_fastpath)
-    for tensor in output_tensors(output):
-        ledger.freeze(watcher.slots.get(tensor, ()), "it is the model's output")
     return axes, ledger
 
 
@@ -65,18 +74,27 @@ class _Watcher(TorchDispatchMode):
         self.slots: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self.running: list[str] = []
 
+    def forward(self, model: nn.Module, example: Example) -> None:
+        """Run `model` and note what its operations say; what comes out must stay."""
+        with torch.no_grad(), running_modules(model) as self.running, self:
+            output = example.run(model)
+        for tensor in output_tensors(output):
+            self.ledger.freeze(self.slots.get(tensor, ()), "it is the model's output")
+
     def __torch_dispatch__(
         self, func: torch._ops.OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
+        where = (self.running[-1] if self.running else "") or "the model's own forward"
         outputs = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
         given = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        if func.overloadpacket in READS and (given[0].is_floating_point() or given[0].dtype == torch.bool):
+            self.ledger.decides = where
         if not outputs or not any(self.slots.get(tensor) for tensor in given):
             return result
         names = [argument.name for argument in func._schema.arguments]
         arguments = {**dict(zip(names, args, strict=False)), **kwargs}
-        where = (self.running[-1] if self.running else "") or "the model's own forward"
         call = Call(func, arguments, outputs, self.ledger, lambda tensor: self.slots.get(tensor, ()), where)
         for tensor, slots in zip(outputs, rule_of(func)(call), strict=True):
             slots = tuple(slot for slot in slots if slot.numel() > 1)

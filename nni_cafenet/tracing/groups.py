@@ -16,12 +16,15 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import nn
 
+from nni_cafenet.errors import UnsupportedModel
 from nni_cafenet.frozen import FrozenPart
 from nni_cafenet.layers import CONVOLUTION, axis_size, owns_its_tensors
 from nni_cafenet.tracing.example import Example
 from nni_cafenet.tracing.graph import Stretch, watch
 from nni_cafenet.tracing.labels import Ledger
 from nni_cafenet.widths import Axis, IntArray, WidthGroup
+
+IDLE = "it does not run in the forward on the example, or inside of a layer that is not sliced"
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,9 @@ def find_groups(model: nn.Module, example: Example, *, ignored: Collection[str] 
     Args:
         model: a private copy in eval mode.
         ignored: names of layers whose output channels stay as they are.
+
+    Raises:
+        UnsupportedModel: the forward seems to decide by values which layers run.
     """
     axes, ledger = watch(model, example)
     frozen = [
@@ -81,7 +87,15 @@ def find_groups(model: nn.Module, example: Example, *, ignored: Collection[str] 
         for index in np.unique(component[labels]):
             reasons.setdefault(int(index), reason)
     table = _gather(model, axes, component, ledger, reasons)
-    return replace(table, frozen=(*table.frozen, *_idle(model, axes, component, ledger, reasons)))
+    idle = _idle(model, axes, component, ledger, reasons)
+    skipped = [part.layer for part in idle if part.reason == IDLE]
+    if ledger.decides and skipped:
+        raise UnsupportedModel(
+            f"the forward of {type(model).__name__} reads values in {ledger.decides}, and on the example does not run "
+            f"{', '.join(skipped[:5])}: if values decide which layers run, a slim network could not run these; give an "
+            f"example with which all run, or take the decision out of the forward"
+        )
+    return replace(table, frozen=(*table.frozen, *idle))
 
 
 def _of_layers(axes: list[Stretch], names: Collection[str], reason: str) -> list[tuple[IntArray, str]]:
@@ -115,9 +129,8 @@ def _idle(
     """Layers of which no channel comes out: they do not run, or their weight is not what is convolved with."""
     made = set(component[_among(ledger.produced, ledger.count)].tolist())
     first = {axis.layer: int(component[axis.start]) for axis in axes if axis.side == "out"}
-    idle = "it does not run in the forward on the example, or inside of a layer that is not sliced"
     return [
-        FrozenPart(name, size, reasons.get(first.get(name, -1), idle))
+        FrozenPart(name, size, reasons.get(first.get(name, -1), IDLE))
         for name, module in model.named_modules()
         if isinstance(module, (CONVOLUTION, nn.Linear))
         and (size := axis_size(module, "out"))

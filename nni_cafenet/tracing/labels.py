@@ -29,6 +29,7 @@ class Ledger:
     frozen: list[tuple[IntArray, str]] = field(default_factory=list)
     spanned: list[IntArray] = field(default_factory=list)  # a statistic is taken over them, as by a LayerNorm
     produced: list[IntArray] = field(default_factory=list)  # a layer's own output channels
+    decides: str | None = None  # a module that reads the value of a tensor, as a branch does
     selects: bool = False  # whether some operation picks by value, as a detector picks boxes
 
     def new(self, count: int) -> int:

@@ -155,6 +155,48 @@ def test_a_layer_that_does_not_run_is_reported_as_frozen() -> None:
     assert frozen(space)["spare"].startswith("it does not run in the forward")
 
 
+class Routed(models.Plain):
+    """Values decide which of two layers runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bright, self.dark = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = F.relu(self.bn1(self.conv1(x)))
+        features = self.bright(features) if x.mean() > 0 else self.dark(features)
+        features = F.relu(self.bn3(self.conv3(F.relu(self.bn2(self.conv2(features))))))
+        return self.fc(features.mean((2, 3)))
+
+
+def test_a_forward_that_decides_by_values_which_layers_run_is_refused() -> None:
+    with pytest.raises(UnsupportedModel, match=r"reads values in the model.s own forward, .* does not run dark"):
+        build_space(make(Routed), example().abs())
+    with pytest.raises(UnsupportedModel, match="does not run bright: if values decide"):
+        build_space(make(Routed), -example().abs())
+
+
+class Auxiliary(models.Plain):
+    """A second head that runs in train mode only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.auxiliary = nn.Linear(12, 5)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        features = F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
+        classes = self.fc(F.relu(self.bn3(self.conv3(features))).mean((2, 3)))
+        return (classes, self.auxiliary(features.mean((2, 3)))) if self.training else classes
+
+
+def test_a_head_that_runs_in_train_mode_only_follows_what_it_reads() -> None:
+    model = make(Auxiliary)
+    space = build_space(model, example())
+    for sub in some_subnetworks(space):
+        slim = slice_model(model, space, sub).train()
+        assert [out.shape for out in slim(example())] == [(2, 5), (2, 5)]
+
+
 @pytest.mark.parametrize("factory", [NoGradStem, Unused])
 def test_layers_without_a_gradient_are_sliced_and_counted(factory: Any) -> None:
     model = make(factory)

@@ -134,19 +134,8 @@ def reorder_units(wide: nn.Module, growths: Growths, orders: Mapping[int, IntArr
     tensors = _tensors(wide)
     for name, dims in _grown_tensors(dict(wide.named_modules()), growths).items():
         for dim, growth in dims:
-            source = torch.from_numpy(_reordered(growth.wider, orders)).to(tensors[name].device)
+            source = torch.from_numpy(growth.wider.reordered(orders)).to(tensors[name].device)
             tensors[name].copy_(tensors[name].index_select(dim, source))
-
-
-def _reordered(axis: Axis, orders: Mapping[int, IntArray]) -> IntArray:
-    """For each position the one whose values it gets."""
-    source = np.arange(axis.size)
-    for group, order in orders.items():
-        here = np.flatnonzero(axis.groups == group)
-        # positions by (unit, occurrence): row u holds the positions of unit u
-        by_unit = here[np.argsort(axis.units[here], kind="stable")].reshape(len(order), -1)
-        source[by_unit] = by_unit[order]
-    return source
 
 
 def _runs(axis: Axis) -> list[tuple[int, IntArray]]:

@@ -7,8 +7,9 @@ a *width* counts the bins that are kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -130,18 +131,36 @@ class Axis:
     def key(self) -> tuple[str, str]:
         return self.layer, self.side
 
+    @cached_property
+    def by_group(self) -> dict[int, tuple[IntArray, IntArray]]:
+        """For each group that runs through: its positions, and the unit of each."""
+        present = np.unique(self.groups[self.groups >= 0]).tolist()
+        places = {group: np.flatnonzero(self.groups == group) for group in present}
+        return {group: (here, self.units[here]) for group, here in places.items()}
+
     def __str__(self) -> str:
         return f"{self.layer}.{self.side}"
 
     def positions(self, kept_units: Sequence[IntArray | None]) -> IntArray | None:
         """Positions that stay, ascending, when group g keeps kept_units[g] (None: all); None where all stay."""
         keep = np.ones(self.size, dtype=bool)
-        for group in np.unique(self.groups):
-            units = kept_units[group] if group >= 0 else None
-            if units is not None:
-                here = self.groups == group
-                keep[here] = np.isin(self.units[here], units)
+        for group, (here, units) in self.by_group.items():
+            kept = kept_units[group]
+            if kept is not None:
+                stays = np.zeros(units.max() + 1, dtype=bool)
+                stays[kept] = True
+                keep[here] = stays[units]
         return None if keep.all() else np.flatnonzero(keep)
+
+    def reordered(self, orders: Mapping[int, IntArray]) -> IntArray:
+        """For each position the one whose content it gets when unit u of group g gets that of unit orders[g][u]."""
+        source = np.arange(self.size)
+        for group, (here, units) in self.by_group.items():
+            if group in orders:
+                # positions by (unit, occurrence): row u holds the positions of unit u
+                by_unit = here[np.argsort(units, kind="stable")].reshape(len(orders[group]), -1)
+                source[by_unit] = by_unit[orders[group]]
+        return source
 
 
 def contiguous_runs(positions: IntArray) -> list[tuple[int, int]]:

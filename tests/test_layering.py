@@ -63,7 +63,7 @@ ORDER = [
 
 # who may import a third party
 ROOMS = {
-    "torch_pruning": ("tracing.", "export."),
+    "torch_pruning": ("export.",),
     "fvcore": ("tracing.",),
     "nni": ("nas.", "export.speedup"),
     "pytorch_lightning": ("nas.",),

@@ -112,6 +112,9 @@ class _Fit:
             key: [constant + sum(k * len(probe[group]) for group, k in parts.items()) for probe in probes]
             for key, (constant, parts) in self.forms.items()
         }
+        self._by_ratios: dict[tuple[Fraction, ...], list[tuple[str, str]]] = defaultdict(list)
+        for key, sizes in self.sizes.items():
+            self._by_ratios[_ratios(sizes)].append(key)
         self.data_dependent: set[str] = set()
         self._layers = dict(model.named_modules())
         self._slopes: dict[int, dict[Count, int]] | None = None
@@ -119,7 +122,7 @@ class _Fit:
     def macs(self, layer: str, operation: str, series: list[int]) -> dict[tuple[int, ...], Fraction]:
         """The coefficients of a count that has the values `series` at full width and at the probes."""
         own = [key for key in self.sizes if key[0] == layer or key[0].rpartition(".")[0] == layer]
-        for keys in chain([(), *combinations(own, 2), *((key,) for key in own)], self._elsewhere(layer)):
+        for keys in chain([(), *combinations(own, 2), *((key,) for key in own)], self._elsewhere(layer, series)):
             sizes = [int(np.prod([self.sizes[key][i] for key in keys], dtype=object)) for i in range(len(series))]
             if all(count * sizes[0] == series[0] * size for count, size in zip(series, sizes, strict=True)):
                 return self.product(keys, series[0])
@@ -129,8 +132,9 @@ class _Fit:
             return self.product(sides if operation in PRODUCTS else sides[:1], series[0])
         return self._by_difference(layer, operation, series)
 
-    def _elsewhere(self, layer: str) -> Iterator[tuple[tuple[str, str]]]:
-        """Single axes of other layers; the nearest first, for a small one far away may agree by chance."""
+    def _elsewhere(self, layer: str, series: list[int]) -> Iterator[tuple[tuple[str, str]]]:
+        """Axes of other layers that shrink as `series` does; the nearest first, a small one far away may by chance."""
+        alike = self._by_ratios.get(_ratios(series), [])
         path = layer.split(".")
 
         def shared(key: tuple[str, str]) -> int:
@@ -138,7 +142,7 @@ class _Fit:
                 1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(path, key[0].split("."), strict=False))
             )
 
-        return ((key,) for key in sorted(self.sizes, key=shared, reverse=True))
+        return ((key,) for key in sorted(alike, key=shared, reverse=True))
 
     def product(self, keys: Sequence[tuple[str, str]], value: int) -> dict[tuple[int, ...], Fraction]:
         """`value` at full width, proportional to the sizes of the axes `keys`, as products of groups' units."""
@@ -222,6 +226,10 @@ def _form(axis: Axis) -> Form:
         assert (positions_per_unit == positions_per_unit[0]).all(), f"units of {axis} differ in size"
         parts[int(group)] = int(positions_per_unit[0])
     return int((axis.groups < 0).sum()), parts
+
+
+def _ratios(series: Sequence[int]) -> tuple[Fraction, ...]:
+    return tuple(Fraction(value, series[0]) for value in series)
 
 
 def _random_units(group: WidthGroup, rng: np.random.Generator) -> IntArray:

@@ -135,16 +135,18 @@ class _Oracle:
         self.plain, self.plain_example = model, example  # to see whether it runs: float64 is several times slower
         self.table, self.example, self.rng = table, example.double().map(_lively), rng
         self.model = copy.deepcopy(model).double().eval()
-        self.tensors = {axis.key: list(_tensors(self.model, axis)) for axis in table.axes}
+        layers = dict(self.model.named_modules())
+        self.tensors = {axis.key: list(_tensors(self.model, layers.get(axis.layer), axis)) for axis in table.axes}
         # layers of full width say more than the output, which a detector cuts out of them
         narrowed = {axis.layer for axis in table.axes if axis.side != "in"}
         self.observed = {part.layer for part in table.frozen} - narrowed
         self.other_example = self.example.map(_disturbed)
-        for _ in range(REDRAWS):
+        self.unseen = list(range(len(table.groups)))
+        for _ in range(REDRAWS):  # a narrow layer of ReLUs may be dead by chance
             randomise(self.model, seed=int(rng.integers(2**31)))
-            self.unseen = self._unseen()
-            if not self.unseen:
-                break  # else a narrow layer of ReLUs may be dead by chance
+            before, self.unseen = self.unseen, self._unseen()
+            if not self.unseen or self.unseen == before:
+                break
         self.expected = self._outputs(self.model)
         if not all(torch.isfinite(out).all() for out in self.expected):
             raise UnsupportedModel(f"{type(model).__name__} gives NaN or infinity on the example inputs")
@@ -261,7 +263,7 @@ class _Oracle:
         orders = {index: self.rng.permutation(self.table.groups[index].units) for index in groups}
         swaps: Swaps = {}
         for axis in self.table.axes:
-            source = _reordered(axis, orders)
+            source = axis.reordered(orders)
             if (source != np.arange(axis.size)).any():
                 for owner, name, dim in self.tensors[axis.key]:
                     tensor = swaps.get((owner, name), getattr(owner, name))
@@ -281,9 +283,8 @@ class _Oracle:
         return swaps
 
 
-def _tensors(model: nn.Module, axis: Axis) -> Iterator[tuple[nn.Module, str, int]]:
-    """(owner, name, dimension) of every tensor that the axis runs through."""
-    layer = dict(model.named_modules()).get(axis.layer)
+def _tensors(model: nn.Module, layer: nn.Module | None, axis: Axis) -> Iterator[tuple[nn.Module, str, int]]:
+    """(owner, name, dimension) of every tensor that the axis, of `layer` or of a bare tensor, runs through."""
     if layer is None:
         owner, name, _ = home_of(model, axis.layer)
         yield owner, name, int(axis.side.removeprefix("dim"))
@@ -340,18 +341,6 @@ def _lively(tensor: torch.Tensor) -> torch.Tensor:
 def _disturbed(tensor: torch.Tensor) -> torch.Tensor:
     """Another input of the same range: the values in reverse order, a little louder."""
     return tensor.flatten().flip(0).view(tensor.shape) * 1.1 if tensor.is_floating_point() else tensor
-
-
-def _reordered(axis: Axis, orders: dict[int, IntArray]) -> IntArray:
-    """For each position the one whose content it gets when unit u of group g gets the content of orders[g][u]."""
-    source = np.arange(axis.size)
-    for group, order in orders.items():
-        here = np.flatnonzero(axis.groups == group)
-        if here.size:
-            # positions by (unit, occurrence): row u holds the positions of unit u
-            by_unit = here[np.argsort(axis.units[here], kind="stable")].reshape(len(order), -1)
-            source[by_unit] = by_unit[order]
-    return source
 
 
 def _close(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:

@@ -31,6 +31,7 @@ HINTS: tuple[tuple[str, str], ...] = (
         r"forward fails when it is sliced",
         "compute sizes from x.shape in the forward, or leave them to -1, instead of fixed numbers and attributes",
     ),
+    (r"in another order, sliced", "let the forward treat all channels alike, whatever their places and their number"),
     (r"changes the shape of the output", "nothing to do: the shape of the output depends on it"),
     (
         r"reordering its channels|the sliced network differs",

@@ -26,7 +26,7 @@ from nni_cafenet.space import SearchSpace
 from nni_cafenet.tracing.build import build_space
 from nni_cafenet.tracing.example import Example, output_tensors
 from nni_cafenet.tracing.macs import total_macs
-from nni_cafenet.tracing.verify import randomise
+from nni_cafenet.tracing.trial import randomise
 from nni_cafenet.widths import IntArray
 
 logger = logging.getLogger(__name__)

@@ -290,12 +290,13 @@ def _timm_make(name: str) -> tuple[nn.Module, Any, int]:
 
 def _at_a_size(factory: Callable[[], nn.Module], usual: int) -> tuple[nn.Module, Any, int]:
     """The model, an example of the smallest of a few sizes that it takes, and that size."""
-    model = factory().eval()
+    model = factory()
     for pixels in sorted({64, 128, usual}):
         example = torch.randn(2, 3, pixels, pixels)
         try:
             with torch.no_grad():
-                model(example)
+                model.train()(example)
+                model.eval()(example)
         except Exception:
             continue
         return model, example, pixels
@@ -321,8 +322,9 @@ def _torchvision_make(name: str) -> tuple[nn.Module, Any, int]:
     if "detection" in module:
         return builder(**arguments).eval(), ([torch.rand(3, 128, 128)],), 128
     if "video" in module:
-        return builder(**arguments).eval(), torch.randn(1, 3, 16, 64, 64), 64
-    return _at_a_size(lambda: builder(**arguments), 224)
+        pixels = 224 if "mvit" in name else 64
+        return builder(**arguments).eval(), torch.randn(1, 3, 16, pixels, pixels), pixels
+    return _at_a_size(lambda: builder(**arguments), 299 if name == "inception_v3" else 224)
 
 
 def _torchvision_family(name: str) -> str:

@@ -16,8 +16,9 @@ from nni_cafenet.widths import IntArray, SubNetwork
 
 Positions = Mapping[tuple[str, str], IntArray]
 
-# what torch-pruning cuts rightly, but for grouped convolutions; the rest is cut by our table of layers
-BY_TORCH_PRUNING = (CONVOLUTION, nn.Linear, nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.PReLU)
+# what torch-pruning cuts rightly, but for grouped convolutions; the rest is cut by our table of layers: of a LayerNorm
+# of some hundred channels it shuffles the values (it relies on the order of a set)
+BY_TORCH_PRUNING = (CONVOLUTION, nn.Linear, nn.modules.batchnorm._BatchNorm, nn.PReLU)
 
 
 def slice_model(model: nn.Module, space: SearchSpace, sub: SubNetwork) -> nn.Module:
@@ -81,7 +82,6 @@ def _slice_by_torch_pruning(layer: nn.Module, side: str, kept: IntArray) -> None
     # torch-pruning gives every parameter that it cuts requires_grad=True
     trainable = {name: parameter.requires_grad for name, parameter in layer.named_parameters(recurse=False)}
     pruner = function.PrunerBox[torch_pruning.ops.module2type(layer)]
-    pruner.pruning_dim = -1  # shared by all callers, and a LayerNorm's depends on it
     size = axis_size(layer, side)
     assert size is not None
     dropped = sorted(set(range(size)) - set(kept.tolist()))

@@ -15,9 +15,10 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from nni_cafenet.layers import CONVOLUTION, axis_size, axis_tensors
 from nni_cafenet.modes import running_modules
+from nni_cafenet.tracing.call import Call
 from nni_cafenet.tracing.example import Example, output_tensors
 from nni_cafenet.tracing.labels import Ledger
-from nni_cafenet.tracing.rules import Call, rule_of
+from nni_cafenet.tracing.rules import rule_of
 
 logger = logging.getLogger(__name__)
 

@@ -12,8 +12,6 @@ from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import nn
 
 from nni_cafenet.errors import UnsupportedModel
@@ -78,10 +76,7 @@ def find_groups(model: nn.Module, example: Example, *, ignored: Collection[str] 
         *_tied(model, axes),
         *ledger.frozen,
     ]
-    left = np.concatenate([pair[0] for pair in ledger.joins] or [np.zeros(0, int)])
-    right = np.concatenate([pair[1] for pair in ledger.joins] or [np.zeros(0, int)])
-    joins = coo_array((np.ones(len(left), dtype=bool), (left, right)), shape=(ledger.count, ledger.count))
-    _, component = connected_components(joins, directed=False)
+    component = ledger.components()
     reasons: dict[int, str] = {}
     for labels, reason in frozen:
         for index in np.unique(component[labels]):

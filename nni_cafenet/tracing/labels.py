@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from nni_cafenet.widths import IntArray
 
@@ -54,6 +56,19 @@ class Ledger:
         if slot.shape[dim] > 1:
             self.join(first, slot)
         return first
+
+    def components(self) -> IntArray:
+        """For each label the number of what hangs together with it."""
+        left = np.concatenate([pair[0] for pair in self.joins] or [np.zeros(0, int)])
+        right = np.concatenate([pair[1] for pair in self.joins] or [np.zeros(0, int)])
+        joins = coo_array((np.ones(len(left), dtype=bool), (left, right)), shape=(self.count, self.count))
+        found: IntArray = connected_components(joins, directed=False)[1]
+        return found
+
+    def hangs_together(self, slot: Slot, dims: Iterable[int]) -> bool:
+        """Whether what is in the same place but along `dims` has been joined before."""
+        component = np.append(self.components(), -1)[slot.numpy()]  # the last entry serves label -1
+        return all((component == component.take([0], axis=dim)).all() for dim in dims)
 
     def freeze(self, slots: Iterable[Slot], reason: str) -> None:
         """The labels of `slots` stay."""

@@ -79,7 +79,7 @@ def cost_terms(model: nn.Module, table: GroupTable, example: Example, *, rng: np
     ]
     fit = _Fit(model, table, example, full, [everything, *probes])
     totals: dict[tuple[str, tuple[int, ...]], list[Fraction]] = defaultdict(lambda: [Fraction(0), Fraction(0)])
-    for (layer, operation), count in full.items():
+    for (layer, operation), count in sorted(full.items(), key=lambda item: not fit.is_plain(item[0][0])):
         series = [count, *(counts.get((layer, operation), 0) for counts in counted)]
         for groups, coefficient in fit.macs(layer, operation, series).items():
             totals[layer, groups][0] += coefficient
@@ -127,10 +127,15 @@ class _Fit:
             if all(count * sizes[0] == series[0] * size for count, size in zip(series, sizes, strict=True)):
                 return self.product(keys, series[0])
         sides = [key for key in own if key in ((layer, "out"), (layer, "in"))]
-        if axis_size(self._layers[layer], "out") is not None:  # a plain layer, so it runs another number of times
+        if self.is_plain(layer) or self.data_dependent:
+            # a plain layer's cost is bilinear, so it ran another number of times; and so does what is around it
             self.data_dependent.add(layer)
             return self.product(sides if operation in PRODUCTS else sides[:1], series[0])
         return self._by_difference(layer, operation, series)
+
+    def is_plain(self, layer: str) -> bool:
+        """Whether it is one of the layers that are sliced, whose costs are known to be bilinear."""
+        return axis_size(self._layers[layer], "out") is not None
 
     def _elsewhere(self, layer: str, series: list[int]) -> Iterator[tuple[tuple[str, str]]]:
         """Axes of other layers that shrink as `series` does; the nearest first, a small one far away may by chance."""

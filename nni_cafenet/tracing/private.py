@@ -79,8 +79,9 @@ def _refuse(model: nn.Module) -> None:
         for start, remedy in REFUSED.items():
             if kind.startswith(start) or (start == "torch.jit." and isinstance(module, torch.jit.ScriptModule)):
                 raise UnsupportedModel(f"{where} cannot be sliced: {remedy}")
-        for own, parameter in module._parameters.items():
-            if isinstance(parameter, nn.parameter.UninitializedParameter):
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if nn.parameter.is_lazy(tensor):
                 raise UnsupportedModel(f"{where} has no shape yet: run the model once before")
+        for own, parameter in module._parameters.items():
             if parameter is not None and parameter.is_complex():
                 raise UnsupportedModel(f"{where} has complex numbers in {own!r}, which are not sliced")

@@ -9,12 +9,11 @@ proves nothing):
 
 from __future__ import annotations
 
-import copy
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,17 +22,26 @@ from torch import nn
 from nni_cafenet.cost import CostModel
 from nni_cafenet.errors import UnsupportedModel
 from nni_cafenet.export.slicing import slice_layers
-from nni_cafenet.layers import NORM_TENSORS, axis_tensors, home_of
 from nni_cafenet.tracing.example import Example, output_tensors
 from nni_cafenet.tracing.groups import GroupTable
 from nni_cafenet.tracing.macs import total_macs
-from nni_cafenet.widths import Axis, IntArray, Widths, kept_positions
+from nni_cafenet.tracing.trial import (
+    Swaps,
+    disturbed,
+    doubled,
+    lively,
+    new_tensors_in,
+    randomise,
+    swapped,
+    tensors_of,
+)
+from nni_cafenet.widths import IntArray, Widths, kept_positions
 
 logger = logging.getLogger(__name__)
 
-Swaps = dict[tuple[nn.Module, str], torch.Tensor]  # (owner, name) -> the tensor in its place
 
 LEAST = (2, 4, 8)  # units that are tried where 1 is too few, as for a statistic over a single channel
+SMALL = 2**22  # elements; layers with larger weights have biases or norms to tell of them
 REDRAWS = 5  # of a cut that leaves the network dead
 TOLERANCE = 1e-7  # relative; float64 rounding is near 1e-12, one wrong channel far above
 
@@ -54,6 +62,7 @@ def verified(model: nn.Module, table: GroupTable, example: Example, *, rng: np.r
         while found := _faults(check, passed):
             faults |= found
             passed = [index for index in passed if index not in found]
+            oracle.draw_anew()
     least = _least_units(oracle, passed, faults)
     for index, fault in faults.items():
         logger.info("%s stays at full width: %s", table.groups[index].name, fault)
@@ -133,27 +142,40 @@ def check_cost(
 class _Oracle:
     def __init__(self, model: nn.Module, table: GroupTable, example: Example, rng: np.random.Generator) -> None:
         self.plain, self.plain_example = model, example  # to see whether it runs: float64 is several times slower
-        self.table, self.example, self.rng = table, example.double().map(_lively), rng
-        self.model = copy.deepcopy(model).double().eval()
+        self.table, self.example, self.rng = table, example.double().map(lively), rng
+        self.draw_anew()
+        self.model = doubled(model).eval()
         layers = dict(self.model.named_modules())
-        self.tensors = {axis.key: list(_tensors(self.model, layers.get(axis.layer), axis)) for axis in table.axes}
+        self.tensors = {axis.key: list(tensors_of(self.model, layers.get(axis.layer), axis)) for axis in table.axes}
         # layers of full width say more than the output, which a detector cuts out of them
         narrowed = {axis.layer for axis in table.axes if axis.side != "in"}
         self.observed = {part.layer for part in table.frozen} - narrowed
-        self.other_example = self.example.map(_disturbed)
+        self.other_example = self.example.map(disturbed)
         self.unseen = list(range(len(table.groups)))
-        for _ in range(REDRAWS):  # a narrow layer of ReLUs may be dead by chance
-            randomise(self.model, seed=int(rng.integers(2**31)))
-            before, self.unseen = self.unseen, self._unseen()
-            if not self.unseen or self.unseen == before:
-                break
-        self.expected = self._outputs(self.model)
+        try:
+            for _ in range(REDRAWS):  # a narrow layer of ReLUs may be dead by chance
+                randomise(self.model, seed=int(rng.integers(2**31)))
+                before, self.unseen = self.unseen, self._unseen()
+                if not self.unseen or self.unseen == before:
+                    break
+            self.expected = self._outputs(self.model)
+        except Exception as error:  # a forward that works in one precision alone, for it ran on the example before
+            raise UnsupportedModel(
+                f"the forward of {type(model).__name__} fails in float64, in which its channels are checked "
+                f"({type(error).__name__}: {error}): let it cast to the dtype of its input or its weights instead of "
+                f"a fixed one"
+            ) from error
         if not all(torch.isfinite(out).all() for out in self.expected):
             raise UnsupportedModel(f"{type(model).__name__} gives NaN or infinity on the example inputs")
 
+    def draw_anew(self) -> None:
+        """Cut and reorder in another way from here on. Until then a group is cut alike whichever others are, so that
+        halving finds the one to blame."""
+        self.seed = int(self.rng.integers(2**31))
+
     def _unseen(self) -> list[int]:
         """Groups on which no output depends, so that no comparison could find a fault of theirs."""
-        parameters = [parameter.requires_grad_(True) for parameter in self.model.parameters()]
+        parameters = [parameter for parameter in self.model.parameters() if parameter.numel() <= SMALL]
         with torch.enable_grad():
             model = slice_layers(self.model, {}, share=True)  # a forward may cache what carries gradients
             seen = [out for out in self._outputs(model, gradients=True) if out.requires_grad]
@@ -171,7 +193,7 @@ class _Oracle:
     def crash(self, groups: Sequence[int]) -> str | None:
         """Why the forward fails when these groups are sliced, or None."""
         try:
-            slim = slice_layers(self.plain, kept_positions(self.table.axes, self._some(groups, 0.0, 1.0)), share=True)
+            slim = slice_layers(self.plain, kept_positions(self.table.axes, self._cuts(groups, REDRAWS)[0]), share=True)
             self._outputs(slim, self.plain_example)
         except Exception as error:  # a third-party forward may raise anything at other widths
             return f"the forward fails when it is sliced ({type(error).__name__}: {error})"
@@ -180,17 +202,13 @@ class _Oracle:
     def fault(self, groups: Sequence[int]) -> str | None:
         """What is wrong with slicing these groups, or None."""
         try:
-            with _swapped(self._permuted(groups)):
+            with swapped(self._permuted(self._orders(groups))):
                 permuted = self._outputs(self.model)
             if not _close(permuted, self.expected):
                 return "reordering its channels changes the output, so not all that goes with them was found"
-            for lowest, highest in ((0.5, 1.0), (0.0, 0.5)):
-                fault = self._removal_fault(groups, lowest, highest)
-                if fault is not None:
-                    return fault
+            return self._removal_fault(groups)
         except Exception as error:  # a third-party forward may raise anything at other widths
             return f"the forward fails when it is sliced ({type(error).__name__}: {error})"
-        return None
 
     def smallest_fault(self, least: Mapping[int, int]) -> str | None:
         """What is wrong with keeping so many units of these groups, or None."""
@@ -203,25 +221,37 @@ class _Oracle:
             return f"the forward fails at few channels ({type(error).__name__}: {error})"
         return None if finite else "the output is not finite at few channels"
 
-    def _removal_fault(self, groups: Sequence[int], lowest: float, highest: float) -> str | None:
-        # a statistic over channels changes with their number, as it should: such slices need only run
+    def _removal_fault(self, groups: Sequence[int]) -> str | None:
+        # a statistic over channels changes with their number, as it should: nothing to compare it with but itself
         spanned = [index for index in groups if self.table.groups[index].name in self.table.spanned]
-        if spanned:
-            slim = self._outputs(self._sliced(self._some(groups, lowest, highest)))
+        for kept in self._cuts(groups) if spanned else ():
+            slim = self._outputs(self._sliced(kept))
             if [out.shape for out in slim] != [out.shape for out in self.expected]:
                 return "slicing it changes the shape of the output"
+            orders = self._orders(spanned)
+            same = list(kept)
+            for index, order in orders.items():
+                units = kept[index]
+                assert units is not None
+                same[index] = np.flatnonzero(np.isin(order, units))
+            with swapped(self._permuted(orders)):
+                reordered = self._outputs(self._sliced(same))
+            if all(out.isfinite().all() for out in slim) and not _close(slim, reordered):
+                return "the same channels in another order, sliced, give another output"
         rest = [index for index in groups if index not in spanned]
-        for _ in range(REDRAWS if rest else 0):
-            kept = self._some(rest, lowest, highest)
-            sliced = self._sliced(kept)
-            slim = self._outputs(sliced)
-            with _swapped(self._ignoring(kept)):
-                ignoring = self._outputs(self.model)
-            if not _close(slim, ignoring):
-                return "the sliced network differs from the full one that ignores the removed channels"
-            if not _close(slim, self._outputs(sliced, self.other_example)):
+        for attempt in range(REDRAWS if rest else 0):
+            alive = True
+            for kept in self._cuts(rest, attempt):
+                sliced = self._sliced(kept)
+                slim = self._outputs(sliced)
+                with swapped(self._ignoring(kept)):
+                    ignoring = self._outputs(self.model)
+                if not _close(slim, ignoring):
+                    return "the sliced network differs from the full one that ignores the removed channels"
+                alive = alive and not _close(slim, self._outputs(sliced, self.other_example))
+            if alive:
                 return None
-            # the cut left a layer of ReLUs dead: equal constants prove nothing
+            # a cut left a layer of ReLUs dead: equal constants prove nothing
         return None
 
     def _sliced(self, kept: Sequence[IntArray | None]) -> nn.Module:
@@ -239,35 +269,45 @@ class _Oracle:
         layers = [layer for name, layer in model.named_modules() if name in self.observed]
         handles = [layer.register_forward_hook(observe) for layer in layers]
         try:
-            with torch.set_grad_enabled(gradients), torch.random.fork_rng(devices=[]):
+            with (
+                torch.set_grad_enabled(gradients),
+                torch.random.fork_rng(devices=[]),
+                warnings.catch_warnings(),
+            ):
+                warnings.simplefilter("ignore")  # at odd widths a forward may warn, and warnings may be errors
                 torch.manual_seed(0)  # a forward may draw random numbers, in eval mode too
-                returned = output_tensors((example or self.example).run(model))
+                with nullcontext() if example is self.plain_example else new_tensors_in(torch.float64):
+                    returned = output_tensors((example or self.example).run(model))
                 return seen if self.table.selects and seen else [*returned, *seen]
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _some(self, groups: Collection[int], lowest: float, highest: float) -> list[IntArray | None]:
-        """A random share, `lowest` to `highest`, of each group's units; never all of them where there are several."""
-        kept: list[IntArray | None] = [None] * len(self.table.groups)
+    def _cuts(self, groups: Collection[int], attempt: int = 0) -> tuple[list[IntArray | None], list[IntArray | None]]:
+        """A random half or more of each group's units, and the others: each unit is once there and once away."""
+        more: list[IntArray | None] = [None] * len(self.table.groups)
+        fewer = list(more)
         for index in groups:
             units = self.table.groups[index].units
-            most = max(min(int(highest * units), units - 1), 1)
-            least = min(max(int(lowest * units), 1), most)
-            size = int(self.rng.integers(least, most + 1))
-            kept[index] = np.sort(self.rng.choice(units, size=size, replace=False))
-        return kept
+            rng = np.random.default_rng((self.seed, attempt, index))
+            order = rng.permutation(units)
+            size = int(rng.integers((units + 1) // 2, max(units, 2)))
+            more[index], fewer[index] = np.sort(order[:size]), np.sort(order[size:] if units > 1 else order)
+        return more, fewer
 
-    def _permuted(self, groups: Collection[int]) -> Swaps:
-        """Each unit of the groups in the place of another, in every tensor."""
-        orders = {index: self.rng.permutation(self.table.groups[index].units) for index in groups}
+    def _orders(self, groups: Collection[int]) -> dict[int, IntArray]:
+        rngs = {index: np.random.default_rng((self.seed, index)) for index in groups}
+        return {index: rng.permutation(self.table.groups[index].units) for index, rng in rngs.items()}
+
+    def _permuted(self, orders: Mapping[int, IntArray]) -> Swaps:
+        """Unit u of group g with the content of unit orders[g][u], in every tensor."""
         swaps: Swaps = {}
         for axis in self.table.axes:
             source = axis.reordered(orders)
             if (source != np.arange(axis.size)).any():
                 for owner, name, dim in self.tensors[axis.key]:
                     tensor = swaps.get((owner, name), getattr(owner, name))
-                    swaps[owner, name] = tensor.index_select(dim, torch.from_numpy(source).to(tensor.device))
+                    swaps[owner, name] = tensor.detach().index_select(dim, torch.from_numpy(source).to(tensor.device))
         return swaps
 
     def _ignoring(self, kept: Sequence[IntArray | None]) -> Swaps:
@@ -279,68 +319,8 @@ class _Oracle:
                 removed = torch.from_numpy(np.setdiff1d(np.arange(axis.size), positions))
                 for owner, name, dim in self.tensors[axis.key]:
                     tensor = swaps.get((owner, name), getattr(owner, name))
-                    swaps[owner, name] = tensor.index_fill(dim, removed.to(tensor.device), 0)
+                    swaps[owner, name] = tensor.detach().index_fill(dim, removed.to(tensor.device), 0)
         return swaps
-
-
-def _tensors(model: nn.Module, layer: nn.Module | None, axis: Axis) -> Iterator[tuple[nn.Module, str, int]]:
-    """(owner, name, dimension) of every tensor that the axis, of `layer` or of a bare tensor, runs through."""
-    if layer is None:
-        owner, name, _ = home_of(model, axis.layer)
-        yield owner, name, int(axis.side.removeprefix("dim"))
-    else:
-        for name, dim in axis_tensors(layer, axis.side):
-            yield layer, name, dim
-
-
-@contextmanager
-def _swapped(swaps: Swaps) -> Iterator[None]:
-    """Other tensors in the places of a private model's parameters and buffers."""
-    homes: list[dict[str, Any]] = [
-        owner._parameters if name in owner._parameters else owner._buffers for owner, name in swaps
-    ]
-    saved = [home[name] for home, (_, name) in zip(homes, swaps, strict=True)]
-    try:
-        for home, ((_, name), tensor) in zip(homes, swaps.items(), strict=True):
-            home[name] = tensor
-        yield
-    finally:
-        for home, (_, name), tensor in zip(homes, swaps, saved, strict=True):
-            home[name] = tensor
-
-
-def randomise(model: nn.Module, *, seed: int) -> None:
-    """Random BatchNorm statistics and affine, and values in constant weights, in place: for equality checks."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def uniform(like: torch.Tensor, low: float, high: float) -> torch.Tensor:
-        drawn = torch.rand(like.shape, generator=generator, dtype=torch.float64) * (high - low) + low
-        return drawn.to(like.device, like.dtype)
-
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)):
-                for name in NORM_TENSORS:
-                    tensor = getattr(module, name, None)
-                    if tensor is not None:
-                        low, high = (0.5, 1.5) if name in ("weight", "running_var") else (-0.5, 0.5)
-                        tensor.copy_(uniform(tensor, low, high))
-        for parameter in model.parameters():
-            if parameter.is_floating_point() and parameter.numel() > 1 and (parameter == parameter.flatten()[0]).all():
-                parameter.copy_(uniform(parameter, -0.5, 0.5))
-
-
-def _lively(tensor: torch.Tensor) -> torch.Tensor:
-    """Noise in the place of constant inputs, such as torch.zeros: they would hide much of what a network does."""
-    if not tensor.is_floating_point() or (tensor != tensor.flatten()[0]).any():
-        return tensor
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype).to(tensor.device)
-
-
-def _disturbed(tensor: torch.Tensor) -> torch.Tensor:
-    """Another input of the same range: the values in reverse order, a little louder."""
-    return tensor.flatten().flip(0).view(tensor.shape) * 1.1 if tensor.is_floating_point() else tensor
 
 
 def _close(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:

@@ -207,3 +207,14 @@ def test_a_sub_network_of_another_space_is_refused() -> None:
     model, space = built("plain")
     with pytest.raises(ValueError, match="the sub-network has 1 groups and this space 3"):
         slice_model(model, space, SubNetwork.fixed(Widths((1,))))
+
+
+def test_a_wide_layer_norm_keeps_the_order_of_its_channels() -> None:
+    """torch-pruning takes the indices that stay in the order of a set, which is not theirs above some hundred."""
+    norm = nn.LayerNorm(1000)
+    with torch.no_grad():
+        norm.weight.copy_(torch.arange(1000.0))
+    kept = np.sort(np.random.default_rng(0).choice(1000, 290, replace=False))
+    slim = slice_layers(nn.Sequential(norm), {("0", "out"): kept})[0]
+    assert slim.weight.tolist() == kept.tolist()
+    assert slim.normalized_shape == (290,)

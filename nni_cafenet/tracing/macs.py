@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, combinations, takewhile
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -115,6 +116,7 @@ class _Fit:
         self._by_ratios: dict[tuple[Fraction, ...], list[tuple[str, str]]] = defaultdict(list)
         for key, sizes in self.sizes.items():
             self._by_ratios[_ratios(sizes)].append(key)
+        self._units = [[len(probe[index]) for index in range(len(table.groups))] for probe in probes]
         self.data_dependent: set[str] = set()
         self._layers = dict(model.named_modules())
         self._slopes: dict[int, dict[Count, int]] | None = None
@@ -131,7 +133,9 @@ class _Fit:
             # a plain layer's cost is bilinear, so it ran another number of times; and so does what is around it
             self.data_dependent.add(layer)
             return self.product(sides if operation in PRODUCTS else sides[:1], series[0])
-        return self._by_difference(layer, operation, series)
+        linear = self._by_difference(layer, operation, series)
+        pair = None if self._explains(linear, series) else self._elsewhere_twice(series)
+        return self.product(pair, series[0]) if pair else linear
 
     def is_plain(self, layer: str) -> bool:
         """Whether it is one of the layers that are sliced, whose costs are known to be bilinear."""
@@ -148,6 +152,22 @@ class _Fit:
             )
 
         return ((key,) for key in sorted(alike, key=shared, reverse=True))
+
+    def _elsewhere_twice(self, series: list[int]) -> tuple[tuple[str, str], tuple[str, str]] | None:
+        """Two axes of other layers, or one of them twice, in whose product `series` shrinks, as channels times channels
+        in an attention among them."""
+        wanted = _ratios(series)
+        for ratios, keys in self._by_ratios.items():
+            rest = tuple(whole / one for whole, one in zip(wanted, ratios, strict=True))
+            if rest in self._by_ratios:
+                return keys[0], self._by_ratios[rest][0]
+        return None
+
+    def _explains(self, coefficients: dict[tuple[int, ...], Fraction], series: list[int]) -> bool:
+        return all(
+            count == sum(factor * prod(units[group] for group in groups) for groups, factor in coefficients.items())
+            for count, units in zip(series, self._units, strict=True)
+        )
 
     def product(self, keys: Sequence[tuple[str, str]], value: int) -> dict[tuple[int, ...], Fraction]:
         """`value` at full width, proportional to the sizes of the axes `keys`, as products of groups' units."""

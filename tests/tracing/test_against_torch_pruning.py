@@ -87,14 +87,3 @@ def test_some_units_reach_the_same_channels(name: str) -> None:
         units = rng.choice(group.units, size=max(group.units // 2, 1), replace=False)
         ours = by_us(name, index, units)
         assert by_torch_pruning(name, group, sorted(ours[group.name, "out"])) == ours
-
-
-@pytest.mark.parametrize("name", SMALL)
-def test_every_layer_that_torch_pruning_can_cut_is_searched_or_reported(name: str) -> None:
-    model, space, _ = network(name)
-    cut = {group_name for group in space.groups for group_name in group.members}
-    kept = {part.layer for part in space.frozen}
-    layers = [name for name, layer in model.named_modules() if isinstance(layer, (CONVOLUTION, nn.Linear))]
-    assert layers
-    for layer in layers:
-        assert (f"{layer}.out" in cut) != (layer in kept), layer

@@ -5,11 +5,11 @@
     python examples/benchmarks/reach.py --out examples/benchmarks/reach.csv --summary
 
 Each model runs in a process of its own with a time limit, random weights, random BatchNorm statistics and a non-zero
-head, in float64: `build_space`, then three random sub-networks by locally free sharing. The running sub-network must
-equal the sliced model in eval and in train mode, and both the full network whose consumers ignore the removed
-channels, where no normalisation over channels forbids that; the cost model must equal fvcore and numel() on the sliced
-model. With --onnx a sample is exported and compared in onnxruntime. A row is written when its model is done: the same
-command goes on where it was.
+head, in float64: `build_space`, whose own oracles compare slices with the full network that ignores the removed
+channels, then three random sub-networks by locally free sharing. The running sub-network must equal the sliced model in
+eval and in train mode (detectors: eval), and the cost model fvcore and numel() on the sliced model (but where MACs
+depend on the data). With --onnx a sample is exported and compared in onnxruntime. A row is written when its model is
+done: the same command goes on where it was.
 
 Verdicts: ok; frozen (ok, but for more than the output layers, which stay as they are); refused (with the reason);
 wrong; crashed; timeout.
@@ -278,7 +278,7 @@ def _timm_family(name: str) -> str:
 
 
 def _timm_names() -> list[str]:
-    """The smallest variant of each kind of network in timm that does at least half of its MACs in convolutions."""
+    """The smallest variant, below 60 million parameters, of each convolutional or hybrid kind of network in timm."""
     return Path(__file__).with_name("reach_timm.txt").read_text().split()
 
 
@@ -322,7 +322,7 @@ def _torchvision_make(name: str) -> tuple[nn.Module, Any, int]:
     if "detection" in module:
         return builder(**arguments).eval(), ([torch.rand(3, 128, 128)],), 128
     if "video" in module:
-        pixels = 224 if "mvit" in name else 64
+        pixels = 224 if "mvit" in name or name == "s3d" else 64
         return builder(**arguments).eval(), torch.randn(1, 3, 16, pixels, pixels), pixels
     return _at_a_size(lambda: builder(**arguments), 299 if name == "inception_v3" else 224)
 

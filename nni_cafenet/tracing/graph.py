@@ -110,6 +110,19 @@ class _Watcher(TorchDispatchMode):
 def _axes(model: nn.Module, ledger: Ledger, slots: WeakTensorKeyDictionary) -> Iterator[Stretch]:
     """One axis for each side of each layer, and for each dimension of what belongs to no known kind of layer."""
     own: dict[torch.Tensor, dict[int, torch.Tensor]] = {}  # tensor -> dimension -> labels
+
+    def labelled(axis: str, side: str, size: int, tensors: list[tuple[torch.Tensor, int]]) -> Stretch:
+        stretch = Stretch(axis, side, size, ledger.new(size))
+        labels = torch.arange(stretch.start, stretch.start + size)
+        if opaque:
+            ledger.freeze([labels], opaque)
+        for tensor, dim in tensors:
+            known = own.setdefault(tensor, {})
+            if dim in known:
+                ledger.join(known[dim], labels)  # one tensor in two layers, or twice in one
+            known[dim] = labels
+        return stretch
+
     for name, layer in model.named_modules():
         opaque = next((reason for kind, reason in OPAQUE.items() if isinstance(layer, kind)), None)
         for side in ("out", "in"):
@@ -118,13 +131,7 @@ def _axes(model: nn.Module, ledger: Ledger, slots: WeakTensorKeyDictionary) -> I
                 continue  # the last: transposed convolutions of several groups
             if not tensors or (side == "in" and tensors == axis_tensors(layer, "out")):
                 continue  # a norm has one axis
-            start = ledger.new(size)
-            yield Stretch(name, side, size, start)
-            labels = torch.arange(start, start + size)
-            if opaque:
-                ledger.freeze([labels], opaque)
-            for tensor_name, dim in tensors:
-                _label(own, getattr(layer, tensor_name), dim, labels, ledger)
+            yield labelled(name, side, size, [(getattr(layer, attribute), dim) for attribute, dim in tensors])
         known = {tensor for side in ("out", "in") for tensor, _ in axis_tensors(layer, side)}
         for tensor_name, tensor in (*layer._parameters.items(), *layer._buffers.items()):
             if tensor is None or tensor_name in known or not tensor.is_floating_point():
@@ -132,25 +139,9 @@ def _axes(model: nn.Module, ledger: Ledger, slots: WeakTensorKeyDictionary) -> I
             for dim, size in enumerate(tensor.shape):
                 if size == 1 or (isinstance(layer, CONVOLUTION) and tensor_name in ("weight", "bias")):
                     continue
-                full_name = f"{name}.{tensor_name}".removeprefix(".")
-                start = ledger.new(size)
-                yield Stretch(full_name, f"dim{dim}", size, start)
-                labels = torch.arange(start, start + size)
-                if opaque:
-                    ledger.freeze([labels], opaque)
-                _label(own, tensor, dim, labels, ledger)
+                yield labelled(f"{name}.{tensor_name}".removeprefix("."), f"dim{dim}", size, [(tensor, dim)])
     for tensor, by_dim in own.items():
         found = [
             labels.reshape(*(1,) * dim, -1, *(1,) * (tensor.dim() - dim - 1)) for dim, labels in sorted(by_dim.items())
         ]
         slots[tensor] = tuple(slot for slot in found if slot.numel() > 1)
-
-
-def _label(
-    own: dict[torch.Tensor, dict[int, torch.Tensor]], tensor: torch.Tensor, dim: int, labels: torch.Tensor,
-    ledger: Ledger,
-) -> None:  # fmt: skip
-    known = own.setdefault(tensor, {})
-    if dim in known:
-        ledger.join(known[dim], labels)  # one tensor in two layers, or twice in one
-    known[dim] = labels

@@ -125,7 +125,7 @@ class _Fit:
         """The coefficients of a count that has the values `series` at full width and at the probes."""
         own = [key for key in self.sizes if key[0] == layer or key[0].rpartition(".")[0] == layer]
         for keys in chain([(), *combinations(own, 2), *((key,) for key in own)], self._elsewhere(layer, series)):
-            sizes = [int(np.prod([self.sizes[key][i] for key in keys], dtype=object)) for i in range(len(series))]
+            sizes = [prod(self.sizes[key][i] for key in keys) for i in range(len(series))]
             if all(count * sizes[0] == series[0] * size for count, size in zip(series, sizes, strict=True)):
                 return self.product(keys, series[0])
         sides = [key for key in own if key in ((layer, "out"), (layer, "in"))]
@@ -245,11 +245,10 @@ class _Traceable(nn.Module):
 def _form(axis: Axis) -> Form:
     """The axis' size as a function of the groups' units."""
     parts = {}
-    for group in np.unique(axis.groups[axis.groups >= 0]):
-        units = axis.units[axis.groups == group]
+    for group, (_, units) in axis.by_group.items():
         positions_per_unit = np.bincount(units)
         assert (positions_per_unit == positions_per_unit[0]).all(), f"units of {axis} differ in size"
-        parts[int(group)] = int(positions_per_unit[0])
+        parts[group] = int(positions_per_unit[0])
     return int((axis.groups < 0).sum()), parts
 
 

@@ -79,8 +79,7 @@ def batch_norm(call: Call) -> list[Slots]:
             if varying(slot) != {1}:
                 call.ledger.span(slot)  # as where a weight is standardised over its inputs
     for name in ("weight", "bias", "running_mean", "running_var"):
-        vectors = [slot.reshape(1, -1, *(1,) * (dims - 2)) for slot in call.slots(name)]
-        combined = merged(call.ledger, combined, vectors, dims)
+        combined = merged(call.ledger, combined, _of_channels(call.slots(name), dims), dims)
     return [tuple(combined), *(() for _ in call.outputs[1:])]
 
 
@@ -102,8 +101,7 @@ def group_norm(call: Call) -> list[Slots]:
     dims, groups = call.tensor("input").dim(), int(call.arguments["group"])
     combined = list(call.slots("input"))
     for name in ("weight", "bias"):
-        vectors = [slot.reshape(1, -1, *(1,) * (dims - 2)) for slot in call.slots(name)]
-        combined = merged(call.ledger, combined, vectors, dims)
+        combined = merged(call.ledger, combined, _of_channels(call.slots(name), dims), dims)
     for slot in combined:
         if varying(slot) != {1} or groups == 1:
             call.ledger.span(slot)
@@ -135,8 +133,8 @@ def convolution(call: Call) -> list[Slots]:
             ledger.freeze(channels, f"it is convolved with a weight of fixed size in {call.where}")
     else:
         _contract(call, [slot.reshape(-1) for slot in channels], reads)
-    result = [slot.reshape(1, -1, *(1,) * (weight.dim() - 2)) for slot in writes]
-    biases = [slot.reshape(1, -1, *(1,) * (weight.dim() - 2)) for slot in call.slots("bias")]
+    result = _of_channels(writes, weight.dim())
+    biases = _of_channels(call.slots("bias"), weight.dim())
     for slot in result:
         ledger.produce(slot)
     return [tuple(merged(ledger, result, biases, weight.dim()))]
@@ -147,20 +145,14 @@ def matmul(call: Call) -> list[Slots]:
     ledger = call.ledger
     left, right = [name for name in ("self", "mat1", "batch1", "mat2", "batch2") if name in call.arguments][-2:]
     count = call.tensor(left).dim()
-    rows, inner, columns = count - 2, count - 1, count - 2  # of the left one twice, then the right one's inner
-    summed_left = [
-        ledger.join_along(slot, rows).reshape(*slot.shape[:rows], -1)
-        for slot in call.slots(left) if inner in varying(slot)
-    ]  # fmt: skip
-    summed_right = [
-        ledger.join_along(slot, inner).reshape(*slot.shape[:rows], -1)
-        for slot in call.slots(right) if columns in varying(slot)
-    ]  # fmt: skip
-    _contract(call, summed_left, summed_right)
+    contracted: list[list[Slot]] = []
     combined: list[Slot] = []
-    for name, own in ((left, inner), (right, columns)):
-        kept = [slot for slot in call.slots(name) if own not in varying(slot)]
-        combined = merged(ledger, combined, kept, count)
+    for name, summed, kept in ((left, count - 1, count - 2), (right, count - 2, count - 1)):
+        inner = [slot for slot in call.slots(name) if summed in varying(slot)]
+        contracted.append([ledger.join_along(slot, kept).reshape(*slot.shape[:-2], -1) for slot in inner])
+        outer = [slot for slot in call.slots(name) if summed not in varying(slot)]
+        combined = merged(ledger, combined, outer, count)
+    _contract(call, *contracted)
     for slot in combined:
         ledger.produce(slot)
     if left != "self":
@@ -176,6 +168,11 @@ def attention(call: Call) -> list[Slots]:
     )
     _contract(call, query, key)
     return [call.slots("value"), *(() for _ in call.outputs[1:])]
+
+
+def _of_channels(vectors: Sequence[Slot], dims: int) -> list[Slot]:
+    """Slots of one dimension as those of dimension 1, the channels', of `dims`."""
+    return [slot.reshape(1, -1, *(1,) * (dims - 2)) for slot in vectors]
 
 
 def _contract(call: Call, left: Sequence[Slot], right: Sequence[Slot]) -> None:

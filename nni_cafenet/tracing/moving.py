@@ -124,7 +124,7 @@ def cat(call: Call) -> list[Slots]:
             for slots, tensor in zip(along, tensors, strict=True)
         ]
         combined.append(compressed(torch.cat(labels, dim)))
-    return [checked(call, combined)]
+    return [_checked(call, combined)]
 
 
 def stack(call: Call) -> list[Slots]:
@@ -147,14 +147,11 @@ def index_put(call: Call) -> list[Slots]:
 
 
 def _moved(call: Call, source: str, labels: torch.Tensor) -> list[torch.Tensor]:
-    arguments = {**call.arguments, source: labels}
-    for option in ("dtype", "device", "layout", "pin_memory"):
-        arguments.pop(option, None)
-    moved = call.operation(**arguments)
+    moved = call.operation(**{**call.arguments, source: labels})
     return [leaf for leaf in pytree.tree_leaves(moved) if isinstance(leaf, torch.Tensor)]
 
 
-def checked(call: Call, slots: list[Slot]) -> Slots:
+def _checked(call: Call, slots: list[Slot]) -> Slots:
     """Slots along different dimensions; where they overlap, nothing is known of the channels."""
     seen: set[int] = set()
     for slot in slots:

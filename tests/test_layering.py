@@ -38,6 +38,7 @@ ORDER = [
     "tracing.graph",
     "tracing.groups",
     "tracing.macs",
+    "tracing.terms",
     "tracing.trial",
     "tracing.verify",
     "tracing.bins",

@@ -4,8 +4,8 @@
     python examples/benchmarks/reach.py --family timm --out examples/benchmarks/reach.csv
     python examples/benchmarks/reach.py --out examples/benchmarks/reach.csv --summary
 
-Each model runs in a process of its own with a time limit, random weights, random BatchNorm statistics and a non-zero
-head, in float64: `build_space`, whose own oracles compare slices with the full network that ignores the removed
+Each model runs in a process of its own with a time limit, random weights scaled so that the input shows in the output,
+random BatchNorm statistics and a non-zero head, in float64: `build_space`, whose own oracles compare slices with the full network that ignores the removed
 channels, then three random sub-networks by locally free sharing. The running sub-network must equal the sliced model in
 eval and in train mode (detectors: eval), and the cost model fvcore and numel() on the sliced model (but where MACs
 depend on the data). With --onnx a sample is exported and compared in onnxruntime. A row is written when its model is
@@ -45,7 +45,7 @@ from tqdm.auto import tqdm
 from nni_cafenet import LocallyFree, SearchSpace, SubNetwork, Supernet, UnsupportedModel, build_space, slice_model
 from nni_cafenet.tracing.example import Example, output_tensors
 from nni_cafenet.tracing.macs import count_macs
-from nni_cafenet.tracing.verify import randomise
+from nni_cafenet.tracing.trial import enliven, randomise
 
 SUBNETWORKS = 3
 TOLERANCE = 1e-6  # relative to the largest output, in float64; one wrong channel is far above
@@ -129,6 +129,7 @@ def examine(library: str, name: str, *, onnx: bool = False) -> Row:
     row = Row(library, catalogue.group(name), name)
     model, example, row.pixels = catalogue.make(name)
     randomise(model, seed=0)
+    enliven(model.eval(), lambda: Example(example).run(model))
     start = time.perf_counter()
     try:
         space = build_space(model, example)

@@ -15,8 +15,8 @@ from nni_cafenet.space import SearchSpace
 from nni_cafenet.tracing.bins import BinRule, FlopsSensitiveBins, bin_rule, rebin, units_of
 from nni_cafenet.tracing.example import Example
 from nni_cafenet.tracing.groups import GroupTable, find_groups
-from nni_cafenet.tracing.macs import cost_terms
-from nni_cafenet.tracing.private import private_copy, small_images
+from nni_cafenet.tracing.private import private_copy, small_example, small_images
+from nni_cafenet.tracing.terms import cost_terms
 from nni_cafenet.tracing.verify import check_cost, verified
 from nni_cafenet.widths import Bins
 
@@ -57,14 +57,15 @@ def build_space(
     rng = np.random.default_rng(0)  # the checks are random, the space is not
     private = private_copy(model, example)
     with small_images(private):
+        small = small_example(private, example)
         table = find_groups(private, example, ignored=ignored)
         table = table.without(_misfits(table, round_to))
         if table.groups:
-            table = verified(private, table, example, rng=rng)
+            table = verified(private, table, example, small=small, rng=rng)
     if not table.groups:
         raise UnsupportedModel(_nothing_to_search(model, table))
-    costs = cost_terms(private, table, example, rng=rng)
     single = tuple(Bins.of_size(group.channels, group.unit, first=group.least) for group in table.groups)
+    costs = cost_terms(private, table, example, small=small, rng=rng)
     cost = CostModel(costs.terms, units_of(table.groups, single))
     check_cost(private, table, cost, example, rng=rng, data_dependent=costs.data_dependent)
     space = SearchSpace(table.groups, single, cost, table.axes, table.frozen, costs.uncounted, costs.data_dependent)
@@ -106,6 +107,6 @@ def _misfits(table: GroupTable, round_to: int) -> dict[int, str]:
 
 def _nothing_to_search(model: nn.Module, table: GroupTable) -> str:
     if not table.frozen:
-        return f"{type(model).__name__} has no convolution or linear layer that autograd can follow"
+        return f"{type(model).__name__} has no convolution or linear layer whose channels reach what it returns"
     reasons = "; ".join(f"{part.layer}: {part.reason}" for part in table.frozen[:10])
     return f"{type(model).__name__} has nothing to search: every layer must keep its width ({reasons})"

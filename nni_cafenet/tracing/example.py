@@ -68,6 +68,10 @@ class Example:
         """An example of one image, as a batch of two: BatchNorm in train mode wants several values."""
         return self.map(lambda tensor: torch.cat([tensor, tensor]) if tensor.dim() and len(tensor) == 1 else tensor)
 
+    def cropped(self, pixels: int) -> Example:
+        """The same with images (and videos) of at most so many pixels in height and in width."""
+        return self.map(lambda tensor: tensor[..., :pixels, :pixels] if tensor.dim() >= 4 else tensor)
+
     def double(self) -> Example:
         """The same in float64, but for integer inputs."""
         return self.map(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)

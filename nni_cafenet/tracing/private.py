@@ -15,6 +15,7 @@ from nni_cafenet.modes import running_modules
 from nni_cafenet.tracing.example import Example
 
 SMALL = 128  # pixels of the shorter side, to which detectors resize their images while channels are looked at
+CROP = 64  # pixels to which other images are cropped: channels meet alike at any size
 
 # what to do instead, by the start of a module's class name with its package
 REFUSED = {
@@ -58,11 +59,28 @@ def private_copy(model: nn.Module, example: Example) -> nn.Module:
     return private
 
 
+def small_example(model: nn.Module, example: Example) -> Example:
+    """`example` with its images cropped, where `model` takes them so; else `example` itself."""
+    small = example.cropped(CROP)
+    if [tensor.shape for tensor in small.tensors] == [tensor.shape for tensor in example.tensors]:
+        return example
+    try:
+        with torch.no_grad():
+            small.run(model)
+    except Exception:  # whatever a third-party forward raises at a size that it was not made for
+        return example
+    return small
+
+
+def resizers(model: nn.Module) -> list[GeneralizedRCNNTransform]:
+    """What resizes the images in torchvision's detectors, whatever the size of those that are given."""
+    return [module for module in model.modules() if isinstance(module, GeneralizedRCNNTransform)]
+
+
 @contextmanager
 def small_images(model: nn.Module) -> Iterator[None]:
     """Inside the block a detector of torchvision resizes its images to SMALL pixels, where it takes any size."""
-    resizers = [module for module in model.modules() if isinstance(module, GeneralizedRCNNTransform)]
-    sizes = [(module, module.min_size, module.max_size) for module in resizers]
+    sizes = [(module, module.min_size, module.max_size) for module in resizers(model)]
     try:
         for module, least, most in sizes:
             module.min_size, module.max_size = (min(SMALL, *least),), min(2 * SMALL, most)

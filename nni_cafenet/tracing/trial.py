@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
-from nni_cafenet.layers import NORM_TENSORS, axis_tensors, home_of
+from nni_cafenet.layers import CONVOLUTION, NORM_TENSORS, axis_tensors, home_of
 from nni_cafenet.widths import Axis
 
 Swaps = dict[tuple[nn.Module, str], torch.Tensor]  # (owner, name) -> the tensor in its place
@@ -40,7 +40,7 @@ def randomise(model: nn.Module, *, seed: int) -> None:
                 for name in NORM_TENSORS:
                     tensor = getattr(module, name, None)
                     if tensor is not None:
-                        low, high = (0.5, 1.5) if name in ("weight", "running_var") else (-0.5, 0.5)
+                        low, high = (0.5, 1.5) if name in ("weight", "running_var") else (-0.2, 0.2)
                         tensor.copy_(uniform(tensor, low, high))
         for parameter in model.parameters():
             if not parameter.is_floating_point() or parameter.numel() < 2:
@@ -48,6 +48,32 @@ def randomise(model: nn.Module, *, seed: int) -> None:
             first, second = parameter.flatten()[:2]
             if first == second and (parameter == first).all():
                 parameter.copy_(uniform(parameter, -0.5, 0.5))
+
+
+def enliven(model: nn.Module, forward: Callable[[], object]) -> None:
+    """Scale the weights of each convolution and linear layer, in place, so that what it computes has a deviation of 1.
+
+    Else the input hardly shows behind the biases of many layers: initialised for training, an EfficientNet passes less
+    than 1e-10 of it on in eval mode, and a fault in an early layer would show as little.
+    """
+
+    def scale(layer: nn.Module, inputs: object, output: torch.Tensor) -> torch.Tensor:
+        weight, bias = layer.weight, layer.bias
+        assert isinstance(weight, torch.Tensor)
+        shift = bias.view(-1, *(1,) * (weight.dim() - 2)) if isinstance(bias, torch.Tensor) else 0
+        deviation = (output - shift).std()
+        if not (torch.isfinite(deviation) and deviation > 0):
+            return output
+        weight.data.div_(deviation)
+        return (output - shift) / deviation + shift
+
+    layers = [layer for layer in model.modules() if isinstance(layer, (CONVOLUTION, nn.Linear))]
+    handles = [layer.register_forward_hook(scale) for layer in layers]
+    try:
+        forward()
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def lively(tensor: torch.Tensor) -> torch.Tensor:

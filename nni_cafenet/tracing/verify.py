@@ -29,6 +29,7 @@ from nni_cafenet.tracing.trial import (
     Swaps,
     disturbed,
     doubled,
+    enliven,
     lively,
     new_tensors_in,
     randomise,
@@ -46,16 +47,21 @@ REDRAWS = 5  # of a cut that leaves the network dead
 TOLERANCE = 1e-7  # relative; float64 rounding is near 1e-12, one wrong channel far above
 
 
-def verified(model: nn.Module, table: GroupTable, example: Example, *, rng: np.random.Generator) -> GroupTable:
+def verified(
+    model: nn.Module, table: GroupTable, example: Example, *, rng: np.random.Generator, small: Example | None = None
+) -> GroupTable:
     """`table` without the groups that fail an oracle, which are frozen with the reason.
 
     Args:
         model: a private copy in eval mode; not changed.
+        small: the example with smaller images, which are quicker, where all groups show on them.
 
     Raises:
         UnsupportedModel: the model gives NaN or infinity.
     """
-    oracle = _Oracle(model, table, example, rng)
+    oracle = _Oracle(model, table, small or example, rng)
+    if oracle.unseen and small is not None and small is not example:  # an attention over one position is a constant
+        oracle = _Oracle(model, table, example, rng)
     faults = dict.fromkeys(oracle.unseen, "nothing that the model returns depends on it, on the example")
     passed: Sequence[int] = [index for index in range(len(table.groups)) if index not in faults]
     for check in (oracle.crash, oracle.fault):  # first what is cheap to find
@@ -96,13 +102,16 @@ def _faults(check: Callable[[Sequence[int]], str | None], groups: Sequence[int])
 def _least_units(oracle: _Oracle, groups: Sequence[int], faults: dict[int, str]) -> dict[int, int]:
     """The fewest units of each group with which the forward works; what fails at all of LEAST joins `faults`."""
     least = dict.fromkeys(groups, 1)
+
+    def failing() -> dict[int, str]:
+        return _faults(lambda some: oracle.smallest_fault({index: least[index] for index in some}), list(least))
+
     for more in LEAST:
-        failing = _faults(lambda some: oracle.smallest_fault({index: least[index] for index in some}), list(least))
-        if not failing:
+        found = failing()
+        if not found:
             return least
-        for index in failing:
-            least[index] = min(more, oracle.table.groups[index].units)
-    faults.update(failing)
+        least |= {index: min(more, oracle.table.groups[index].units) for index in found}
+    faults.update(failing())
     return least
 
 
@@ -155,6 +164,7 @@ class _Oracle:
         try:
             for _ in range(REDRAWS):  # a narrow layer of ReLUs may be dead by chance
                 randomise(self.model, seed=int(rng.integers(2**31)))
+                enliven(self.model, lambda: self._outputs(self.model))
                 before, self.unseen = self.unseen, self._unseen()
                 if not self.unseen or self.unseen == before:
                     break
@@ -291,7 +301,7 @@ class _Oracle:
             units = self.table.groups[index].units
             rng = np.random.default_rng((self.seed, attempt, index))
             order = rng.permutation(units)
-            size = int(rng.integers((units + 1) // 2, max(units, 2)))
+            size = int(rng.integers((units + 1) // 2, 3 * units // 4 + 1)) if units > 1 else 1
             more[index], fewer[index] = np.sort(order[:size]), np.sort(order[size:] if units > 1 else order)
         return more, fewer
 

@@ -380,7 +380,7 @@ CASES = {
     "reordered": fixed(Reordered, "the forward fails when it is sliced"),
     "some listed": Case(
         lambda x: x[:, [0, 2, 4]], [-1, -1, -1],
-        frozen={"stem.0": "the forward fails when it is sliced", "stem.0#2": "the forward fails when it is sliced"},
+        frozen={"stem.0": "slice", "stem.0#2": "slice"},  # it fails, or gives another output, as the cut falls
     ),
     "the last": fixed(lambda x: x[:, -1:], "a single one of its channels is picked out in between", reads=1),
     "added into a half of zeros": fixed(add_into_a_half, "it is written into a part of another tensor in between"),

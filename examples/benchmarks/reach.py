@@ -5,11 +5,11 @@
     python examples/benchmarks/reach.py --out examples/benchmarks/reach.csv --summary
 
 Each model runs in a process of its own with a time limit, random weights scaled so that the input shows in the output,
-random BatchNorm statistics and a non-zero head, in float64: `build_space`, whose own oracles compare slices with the full network that ignores the removed
-channels, then three random sub-networks by locally free sharing. The running sub-network must equal the sliced model in
-eval and in train mode (detectors: eval), and the cost model fvcore and numel() on the sliced model (but where MACs
-depend on the data). With --onnx a sample is exported and compared in onnxruntime. A row is written when its model is
-done: the same command goes on where it was.
+random BatchNorm statistics and a non-zero head, in float64: `build_space`, whose own oracles compare slices with the
+full network that ignores the removed channels, then three random sub-networks by locally free sharing. The running
+sub-network must equal the sliced model in eval and in train mode (detectors: eval), and the cost model fvcore and
+numel() on the sliced model (but where MACs depend on the data). With --onnx a sample is exported and compared in
+onnxruntime. A row is written when its model is done: the same command goes on where it was.
 
 Verdicts: ok; frozen (ok, but for more than the output layers, which stay as they are); refused (with the reason);
 wrong; crashed; timeout.

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from nni_cafenet import UnsupportedModel, build_space
+from nni_cafenet import SubNetwork, UnsupportedModel, build_space, count_macs, slice_model
 from nni_cafenet.tracing.example import Example
-from nni_cafenet.tracing.private import SMALL, private_copy, small_images
+from nni_cafenet.tracing.private import SMALL, private_copy, small_example, small_images
 from tests.models import CLASSES, Plain, conv_bn, example, make
 from tests.snapshots import Snapshot
 
@@ -239,3 +239,53 @@ def test_the_channels_of_a_detector_are_found_and_its_own_sizes_are_left() -> No
         space = build_space(model, ([torch.rand(3, 40, 60)],))
     before.assert_unchanged()
     assert [group.name for group in space.groups] == ["body.0"]
+
+
+class Sized(Plain):
+    """Takes images of certain sizes only, and notes what it got."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__()
+        self.sizes = sizes
+        self.seen: list[int] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen.append(x.shape[-1])
+        if x.shape[-1] not in self.sizes:
+            raise ValueError("another size")
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "given", "used"), [((64, 96), 96, 64), ((96,), 96, 96), ((64,), 64, 64), ((16,), 16, 16)]
+)
+def test_large_images_are_cropped_where_the_model_takes_that(sizes: tuple[int, ...], given: int, used: int) -> None:
+    small = small_example(Sized(*sizes).eval(), Example(torch.rand(1, 3, given, given)))
+    assert small.tensors[0].shape == (1, 3, used, used)
+
+
+def test_the_costs_of_large_images_are_counted_at_their_size() -> None:
+    model, images = make(lambda: Sized(64, 96)), torch.rand(1, 3, 96, 96)
+    space = build_space(model, images)
+    for widths in (space.smallest, space.largest):
+        slim = slice_model(model, space, SubNetwork.fixed(widths))
+        assert space.cost.macs(widths) == count_macs(slim, images)
+
+
+class OverPositions(nn.Module):
+    """Attention over the positions of a coarse map, of which a crop leaves a single one: its softmax is a constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.pool = conv_bn(3, 8), nn.MaxPool2d(64)
+        self.attend = nn.Sequential(nn.Conv2d(8, 6, 1), nn.ReLU(), nn.Conv2d(6, 1, 1))
+        self.fc = nn.Linear(8, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.pool(self.stem(x))
+        return self.fc((x * self.attend(x).flatten(2).softmax(2).view(-1, 1, *x.shape[2:])).sum((2, 3)))
+
+
+def test_what_shows_on_large_images_alone_is_searched() -> None:
+    space = build_space(make(OverPositions), torch.rand(1, 3, 192, 192))
+    assert [group.name for group in space.groups] == ["stem.0", "attend.0"]

@@ -16,7 +16,8 @@ from nni_cafenet import SingleChannels, SubNetwork, UnsupportedModel, build_spac
 from nni_cafenet.cost import CostModel
 from nni_cafenet.tracing.example import Example
 from nni_cafenet.tracing.groups import GroupTable, find_groups
-from nni_cafenet.tracing.verify import check_cost, randomise, verified
+from nni_cafenet.tracing.trial import enliven, randomise
+from nni_cafenet.tracing.verify import check_cost, verified
 from nni_cafenet.widths import Axis
 from tests import models
 from tests.built import built
@@ -152,6 +153,49 @@ def test_a_network_that_dies_when_it_is_cut_hides_no_wrong_group(factory: Callab
     assert missed == []
 
 
+class Separable(nn.Module):
+    """Depthwise layers initialised for as many inputs as they have channels, as torchvision's EfficientNets are: in
+    eval mode each passes on a fifth of the signal, and its BatchNorm adds a bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv_bn(3, 16)
+        self.tail = nn.Sequential(*(self.block() for _ in range(24)))
+        self.fc = nn.Linear(16, 5)
+
+    @staticmethod
+    def block() -> nn.Sequential:
+        depthwise = conv_bn(16, 16, groups=16)
+        nn.init.kaiming_normal_(depthwise[0].weight, mode="fan_out")
+        return nn.Sequential(depthwise, nn.SiLU(), conv_bn(16, 16), nn.SiLU())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.tail(self.stem(x)).mean((2, 3)))
+
+
+def test_a_long_way_to_the_output_hides_no_wrong_group() -> None:
+    model, table = table_of(Separable)
+    wrong = with_axis(table, "stem.1.out", swapped)
+    for seed in range(5):
+        assert "stem.0" not in names(verified_with(model, wrong, seed))
+
+
+def test_an_enlivened_network_shows_its_input_in_its_output() -> None:
+    model = make(Separable).double().eval()
+    randomise(model, seed=0)
+    first, second = torch.randn(2, 1, 3, 16, 16, dtype=torch.float64)
+
+    def shown() -> float:
+        with torch.no_grad():
+            return float((model(first) - model(second)).abs().max() / model(first).abs().max())
+
+    before = shown()
+    with torch.no_grad():
+        enliven(model, lambda: model(first))
+    assert before < 1e-8
+    assert shown() > 1e-3
+
+
 def test_of_groups_that_fail_only_together_the_later_is_frozen() -> None:
     class Joined(nn.Module):
         """Works while both have the same width, or one of them is full."""
@@ -188,6 +232,27 @@ def test_a_group_that_fails_at_one_channel_keeps_two() -> None:
     assert list(space.channels(space.smallest).values()) == [1, 2, 1]
     slim = slice_model(model, space, SubNetwork.fixed(space.smallest))
     assert torch.isfinite(slim(EXAMPLE.args[0])).all()
+
+
+@pytest.mark.parametrize(("wanted", "least"), [(1, 1), (2, 2), (3, 4), (5, 8), (8, 8), (9, None)])
+def test_a_group_keeps_as_many_channels_as_its_forward_wants_up_to_eight(wanted: int, least: int | None) -> None:
+    class Demanding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.body, self.fc = conv_bn(3, 64), conv_bn(64, 8), nn.Linear(8, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = F.relu(self.stem(x))
+            if x.shape[1] < wanted:
+                raise RuntimeError(f"wants {wanted} channels")
+            return self.fc(F.relu(self.body(x)).mean((2, 3)))
+
+    model, table = table_of(Demanding)
+    left = verified_with(model, table)
+    expected = {"body.0": 1} if least is None else {"stem.0": least, "body.0": 1}
+    assert {group.name: group.least for group in left.groups} == expected
+    if least is None:
+        assert left.frozen[-1].reason == "the forward fails at few channels (RuntimeError: wants 9 channels)"
 
 
 def test_the_oracle_changes_neither_the_model_nor_the_global_random_numbers() -> None:

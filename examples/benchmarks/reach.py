@@ -2,6 +2,7 @@
 
     python examples/benchmarks/reach.py --family torchvision --out examples/benchmarks/reach.csv
     python examples/benchmarks/reach.py --family timm --out examples/benchmarks/reach.csv
+    python examples/benchmarks/reach.py --family others --out examples/benchmarks/reach.csv
     python examples/benchmarks/reach.py --out examples/benchmarks/reach.csv --summary
 
 Each model runs in a process of its own with a time limit, random weights scaled so that the input shows in the output,
@@ -24,14 +25,13 @@ import fnmatch
 import json
 import logging
 import os
-import re
 import subprocess
 import sys
 import tempfile
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -39,6 +39,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from reach_models import FAMILIES
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -255,89 +256,6 @@ def summary(rows: list[Row]) -> str:
         )
     return "\n".join(lines)
 
-
-@dataclass
-class Catalogue:
-    """A library's models: their names, the family of each, and (model, example, pixels)."""
-
-    names: Callable[[], list[str]]
-    group: Callable[[str], str]
-    make: Callable[[str], tuple[nn.Module, Any, int]]
-
-
-SIZE = re.compile(
-    r"([a-z]{0,2}\d+[a-z]{0,2}|\d+x\d+\w*|tiny|small|base|large|xlarge|huge|giant|nano|pico|femto|atto|zepto"
-    r"|x{0,2}[smltb]|medium|little|mini|micro|minus|plus|rw|tv|tf)"
-)  # words of a model's name that say how large it is
-
-
-def _timm_family(name: str) -> str:
-    import timm
-
-    module = timm.models.model_entrypoint(name).__module__.rpartition(".")[2]
-    return f"{module}/" + "_".join(word for word in name.split("_") if not SIZE.fullmatch(word))
-
-
-def _timm_names() -> list[str]:
-    """The smallest variant, below 60 million parameters, of each convolutional or hybrid kind of network in timm."""
-    return Path(__file__).with_name("reach_timm.txt").read_text().split()
-
-
-def _timm_make(name: str) -> tuple[nn.Module, Any, int]:
-    import timm
-
-    return _at_a_size(lambda: timm.create_model(name), timm.get_pretrained_cfg(name).input_size[-1])
-
-
-def _at_a_size(factory: Callable[[], nn.Module], usual: int) -> tuple[nn.Module, Any, int]:
-    """The model, an example of the smallest of a few sizes that it takes, and that size."""
-    model = factory()
-    for pixels in sorted({64, 128, usual}):
-        example = torch.randn(2, 3, pixels, pixels)
-        try:
-            with torch.no_grad():
-                model.train()(example)
-                model.eval()(example)
-        except Exception:
-            continue
-        return model, example, pixels
-    raise RuntimeError(f"takes no images of {usual} pixels")
-
-
-def _torchvision_names() -> list[str]:
-    import torchvision
-
-    return [name for name in torchvision.models.list_models() if not name.startswith(("quantized_", "raft"))]
-
-
-def _torchvision_make(name: str) -> tuple[nn.Module, Any, int]:
-    import torchvision
-
-    builder = torchvision.models.get_model_builder(name)
-    module = builder.__module__
-    arguments = {"weights": None}
-    if "detection" in module or "segmentation" in module:
-        arguments["weights_backbone"] = None
-    if name in ("googlenet", "inception_v3"):
-        arguments["init_weights"] = False
-    if "detection" in module:
-        return builder(**arguments).eval(), ([torch.rand(3, 128, 128)],), 128
-    if "video" in module:
-        pixels = 224 if "mvit" in name or name == "s3d" else 64
-        return builder(**arguments).eval(), torch.randn(1, 3, 16, pixels, pixels), pixels
-    return _at_a_size(lambda: builder(**arguments), 299 if name == "inception_v3" else 224)
-
-
-def _torchvision_family(name: str) -> str:
-    import torchvision
-
-    return torchvision.models.get_model_builder(name).__module__.partition("models.")[2]
-
-
-FAMILIES = {
-    "torchvision": Catalogue(_torchvision_names, _torchvision_family, _torchvision_make),
-    "timm": Catalogue(_timm_names, _timm_family, _timm_make),
-}
 
 if __name__ == "__main__":
     main()

@@ -70,7 +70,8 @@ def enliven(model: nn.Module, forward: Callable[[], object]) -> None:
     layers = [layer for layer in model.modules() if isinstance(layer, (CONVOLUTION, nn.Linear))]
     handles = [layer.register_forward_hook(scale) for layer in layers]
     try:
-        forward()
+        with torch.no_grad():  # a forward may cache what carries gradients
+            forward()
     finally:
         for handle in handles:
             handle.remove()

@@ -7,6 +7,7 @@ by verify.py.
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,8 @@ from nni_cafenet.tracing.labels import Ledger
 from nni_cafenet.widths import Axis, IntArray, WidthGroup
 
 IDLE = "it does not run in the forward on the example, or inside of a layer that is not sliced"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,12 @@ def find_groups(model: nn.Module, example: Example, *, ignored: Collection[str] 
             f"the forward of {type(model).__name__} reads values in {ledger.decides}, and on the example does not run "
             f"{', '.join(skipped[:5])}: if values decide which layers run, a slim network could not run these; give an "
             f"example with which all run, or take the decision out of the forward"
+        )
+    if ledger.decides:
+        logger.warning(
+            "the forward of %s reads values in %s: what it does with other values than the example's is not checked",
+            type(model).__name__,
+            ledger.decides,
         )
     return replace(table, frozen=(*table.frozen, *idle))
 

@@ -176,6 +176,22 @@ def test_a_forward_that_decides_by_values_which_layers_run_is_refused() -> None:
         build_space(make(Routed), -example().abs())
 
 
+class Scaled(models.Plain):
+    """All layers run whatever the values, but what is done to the output depends on them."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = super().forward(x)
+        return out / 2 if bool((out > 3).any()) else out
+
+
+def test_a_forward_that_decides_by_values_what_to_do_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    build_space(make(Scaled), example())
+    assert "the forward of Scaled reads values in the model's own forward: what it does with other" in caplog.text
+    caplog.clear()
+    build_space(make(models.Plain), example())
+    assert caplog.text == ""
+
+
 class Auxiliary(models.Plain):
     """A second head that runs in train mode only."""
 

@@ -19,6 +19,7 @@ from nni_cafenet.export.slim_file import save_slim as save_slim
 from nni_cafenet.result import Result as Result
 from nni_cafenet.run import search_widths as search_widths
 from nni_cafenet.search.evolution import Evolution as Evolution
+from nni_cafenet.search.greedy import Greedy as Greedy
 from nni_cafenet.search.random_search import RandomSearch as RandomSearch
 from nni_cafenet.search.searcher import Candidate as Candidate
 from nni_cafenet.search.searcher import Searcher as Searcher

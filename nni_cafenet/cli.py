@@ -23,6 +23,7 @@ from nni_cafenet.cost import Budget
 from nni_cafenet.errors import CafeNetError
 from nni_cafenet.report import Report, read_report, summary_table, write_report
 from nni_cafenet.search.evolution import Evolution
+from nni_cafenet.search.greedy import Greedy
 from nni_cafenet.search.random_search import RandomSearch
 from nni_cafenet.search.searcher import Searcher
 from nni_cafenet.sharing import LocallyFree
@@ -123,9 +124,11 @@ def _add_job(parser: argparse.ArgumentParser, *, budget: str | None, epochs: int
     parser.add_argument("--lr", type=float, default=0.1, help="learning rate of SGD (default %(default)s)")
     parser.add_argument("--offset", type=int, default=1, help="r of locally free sharing; 0 is the fixed pattern")
     parser.add_argument("--candidates", default="sampled", help="sampled, sampled:COUNT or tied (default %(default)s)")
-    parser.add_argument("--searcher", choices=("evolution", "random"), default="evolution")
+    parser.add_argument("--searcher", choices=("evolution", "random", "greedy"), default="evolution")
     parser.add_argument("--population", type=int, default=20, help="of a generation (default %(default)s)")
-    parser.add_argument("--generations", type=int, default=10, help="as many as that times (default %(default)s)")
+    parser.add_argument(
+        "--generations", type=int, default=10, help="as many as that times; steps of greedy (default %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0)
 
 
@@ -202,6 +205,8 @@ def _bin_sizes(options: argparse.Namespace) -> dict[str, BinRule | int]:
 def _searcher(options: argparse.Namespace) -> Searcher:
     if options.searcher == "random":
         return RandomSearch(evaluations=options.population * options.generations, seed=options.seed)
+    if options.searcher == "greedy":
+        return Greedy(steps=options.generations)
     return Evolution(population=options.population, generations=options.generations, seed=options.seed)
 
 

@@ -22,7 +22,7 @@ class Result:
     """The outcome of :func:`nni_cafenet.search_widths`. All scores are the supernet's, on the validation batches.
 
     Args:
-        history: every candidate, in the order in which it was scored.
+        history: every candidate, in the order in which it was scored; some searchers pass through larger ones.
         dense: the full network.
         uniform: the Uniform baseline at the same budget.
         random: one draw within the same budget.
@@ -44,9 +44,14 @@ class Result:
     seed: int
 
     @property
+    def admitted(self) -> tuple[Candidate, ...]:
+        """The candidates within the limits, in the order in which they were scored."""
+        return tuple(found for found in self.history if self.limits.admit(self.space.cost, found.subnetwork.widths))
+
+    @property
     def best(self) -> Candidate:
-        """The highest score; of equal ones the one with the fewest MACs."""
-        return max(self.history, key=lambda candidate: (candidate.score, -candidate.macs))
+        """The highest score within the limits; of equal ones the one with the fewest MACs."""
+        return max(self.admitted, key=lambda candidate: (candidate.score, -candidate.macs))
 
     @property
     def pareto(self) -> tuple[Candidate, ...]:

@@ -212,7 +212,6 @@ def _search(
         scored += [scorer.evaluate(widths) for widths in references[len(scored) :]]
         while asked := searcher.ask(1):
             found = scorer.evaluate(asked[0])
-            assert limits.admit(space.cost, asked[0]), "a searcher asks within the limits"
             searcher.tell([found])
             history.append(found)
             bar.update()
@@ -221,8 +220,8 @@ def _search(
                 save()
                 saved = time.monotonic()
     save()
-    if not history:
-        raise CafeNetError(f"{searcher!r} asked for no widths at all")
+    if not any(limits.admit(space.cost, found.subnetwork.widths) for found in history):
+        raise CafeNetError(f"{searcher!r} asked for no widths within {limits}, but for {len(history)} larger")
     return scored, history
 
 

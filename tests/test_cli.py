@@ -113,10 +113,11 @@ def test_bins_of_single_layers_come_from_the_command_line(own, capsys):
     assert "bins= names '4', which matches no searchable layer; the nearest: " in capsys.readouterr().err
 
 
-def test_search_runs_a_users_own_factories(own, tmp_path, capsys):
+@pytest.mark.parametrize("searcher", ["random", "greedy"])
+def test_search_runs_a_users_own_factories(own, tmp_path, capsys, searcher):
     out = tmp_path / "run"
     arguments = ["search", "--model", f"{own}:net", "--data", f"{own}:data", "--budget", "60%", "--out", str(out)]
-    assert main([*arguments, *SMALL, "--searcher", "random"]) == 0
+    assert main([*arguments, *SMALL, "--searcher", searcher]) == 0
     result = json.loads((out / "result.json").read_text())
     assert result["slim"]["macs"] <= 0.6 * result["dense"]["macs"]
     assert "no test loader" in capsys.readouterr().out

@@ -17,12 +17,14 @@ import nni_cafenet.run
 import nni_cafenet.train
 from nni_cafenet import (
     Budget,
+    CafeNetError,
     Candidate,
     CheckpointMismatch,
     Coordinate,
     Evolution,
     Fixed,
     FullyFree,
+    Greedy,
     InfeasibleBudget,
     InvalidBatches,
     InvalidScore,
@@ -42,6 +44,7 @@ from nni_cafenet import (
     slice_model,
     uniform_widths,
 )
+from nni_cafenet.cost import Limits
 from nni_cafenet.train import first_batches
 from tests.data import EXAMPLE, batches, images, net, shuffled
 from tests.snapshots import Snapshot
@@ -175,6 +178,23 @@ def test_any_budget_holds(budget: Budget) -> None:
     limits = space().limits(budget)
     assert limits.max_macs is None or count_macs(slim, EXAMPLE) <= limits.max_macs
     assert limits.max_params is None or sum(p.numel() for p in slim.parameters()) <= limits.max_params
+
+
+def test_a_search_that_passes_through_large_networks_finds_one_within_the_budget() -> None:
+    result = run(epochs=0, searcher=Greedy(steps=3), score_fn=lambda model, given: count_macs(model, EXAMPLE))
+    assert result.history[0].macs == result.dense.macs > result.best.macs
+    assert result.best in result.admitted
+    assert all(found.macs <= result.limits.max_macs for found in result.admitted)
+    assert result.report().summary["slim"]["macs"] == result.best.macs
+
+
+def test_a_search_that_never_comes_within_the_budget_is_an_error() -> None:
+    class Stubborn(RandomSearch):
+        def begin(self, space: SearchSpace, limits: Limits) -> None:
+            super().begin(space, Limits(max_macs=space.cost.macs(space.largest)))
+
+    with pytest.raises(CafeNetError, match=r"asked for no widths within Limits\(max_macs=.*, but for 1 larger"):
+        run(epochs=0, searcher=Stubborn(evaluations=2), budget=Budget(max_macs=6_000))
 
 
 def test_the_supernet_learns() -> None:

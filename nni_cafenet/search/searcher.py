@@ -45,7 +45,7 @@ class Searcher(Protocol):
 
     @property
     def evaluations(self) -> int:
-        """How many widths it will ask to be scored at the most, for progress bars."""
+        """How many widths it will ask to be scored at the most, for progress bars; known once it is begun."""
         ...
 
     def begin(self, space: SearchSpace, limits: Limits) -> None:
@@ -53,7 +53,11 @@ class Searcher(Protocol):
         ...
 
     def ask(self, n: int = 1) -> list[Widths]:
-        """Up to `n` widths within the limits; fewer while others are being scored, none when the search is over."""
+        """Up to `n` widths; fewer while others are being scored, none when the search is over.
+
+        At least one of all that are asked for is within the limits; what is not is a step on the way there, and never
+        the result.
+        """
         ...
 
     def tell(self, candidates: Sequence[Candidate]) -> None:

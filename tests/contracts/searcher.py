@@ -55,7 +55,9 @@ def stored(state: dict[str, object]) -> dict[str, object]:
 
 
 class SearcherContract:
-    """Inherit it and define `make`: a new searcher of about 30 evaluations."""
+    """Inherit it and define `make`: a new searcher of about 30 evaluations, another one for another seed."""
+
+    asks_within_limits = True  # or ends within them, after larger ones
 
     @staticmethod
     def make(seed: int = 0) -> Searcher:
@@ -67,10 +69,11 @@ class SearcherContract:
         return searcher
 
     @pytest.mark.parametrize("limits", LIMITS)
-    def test_it_never_asks_outside_the_limits(self, limits: str) -> None:
+    def test_it_asks_within_the_limits(self, limits: str) -> None:
         asked = search(self.begun(limits))
         assert asked
-        assert all(LIMITS[limits].admit(SPACE.cost, widths) for widths in asked)
+        checked = asked if self.asks_within_limits else asked[-1:]
+        assert all(LIMITS[limits].admit(SPACE.cost, widths) for widths in checked)
 
     @pytest.mark.parametrize("limits", LIMITS)
     def test_it_asks_nothing_twice(self, limits: str) -> None:
@@ -88,7 +91,9 @@ class SearcherContract:
         assert searcher.ask(5) == []
 
     def test_it_ends_where_one_network_is_all_there_is(self) -> None:
-        assert search(self.begun("tight")) == [SPACE.smallest]
+        asked = search(self.begun("tight"))
+        assert asked[-1] == SPACE.smallest
+        assert len(asked) == 1 or not self.asks_within_limits
 
     def test_it_ends_in_a_space_smaller_than_its_evaluations(self) -> None:
         small = chain(3, 2)

@@ -23,6 +23,8 @@ from nni_cafenet.search.greedy import Greedy as Greedy
 from nni_cafenet.search.random_search import RandomSearch as RandomSearch
 from nni_cafenet.search.searcher import Candidate as Candidate
 from nni_cafenet.search.searcher import Searcher as Searcher
+from nni_cafenet.search.stages import Stage as Stage
+from nni_cafenet.search.stages import linear_stages as linear_stages
 from nni_cafenet.sharing import Fixed as Fixed
 from nni_cafenet.sharing import FullyFree as FullyFree
 from nni_cafenet.sharing import LocallyFree as LocallyFree

@@ -153,7 +153,7 @@ def _networks(space: SearchSpace, result: Result, limits: Limits, *, runs: int, 
     drawn = (draw_within(fine, limits, np.random.default_rng([seed + run, 1])) for run in range(runs))
     return {
         "dense": [Network(space, SubNetwork.fixed(space.largest))] * runs,
-        "slim": [Network(space, SubNetwork.fixed(result.best.subnetwork.widths))] * runs,
+        "slim": [Network(result.space, SubNetwork.fixed(result.best.subnetwork.widths))] * runs,
         "uniform": [Network(fine, SubNetwork.fixed(uniform_widths(fine, limits)))] * runs,
         "random": [Network(fine, SubNetwork.fixed(widths)) for widths in drawn],
     }
@@ -191,5 +191,6 @@ def _report(
     if command is not None:
         summary["command"] = command
     uniform = networks["uniform"][0]
-    rows = width_rows(result.space, result.best.subnetwork.widths, uniform.space, uniform.subnetwork.widths)
+    found, even = result.best.subnetwork.widths, uniform.subnetwork.widths
+    rows = width_rows(uniform.space, result.space, found, uniform.space, even)
     return replace(base, summary=summary, widths=rows)

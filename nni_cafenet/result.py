@@ -26,11 +26,12 @@ class Result:
         dense: the full network.
         uniform: the Uniform baseline at the same budget.
         random: one draw within the same budget.
-        space: the space that was searched.
+        space: the space that was searched, in the last stage.
         supernet: the trained full-width model, to slice networks from: slice_model(result.supernet, space, sub).
         limits: the budget in absolute numbers.
         seconds: wall time by phase.
         seed: the seed of the search.
+        whole: the space of the full network, where stages narrowed it.
     """
 
     history: tuple[Candidate, ...]
@@ -42,6 +43,7 @@ class Result:
     limits: Limits
     seconds: Mapping[str, float]
     seed: int
+    whole: SearchSpace | None = None
 
     @property
     def admitted(self) -> tuple[Candidate, ...]:
@@ -76,13 +78,16 @@ class Result:
             "accuracy_of": "sub-networks of the supernet, by score_fn on valid_batches",
         }
         history = tuple(HistoryRow(found.macs, found.params, found.score) for found in self.history)
-        widths = width_rows(self.space, self.best.subnetwork.widths, self.space, self.uniform.subnetwork.widths)
+        found, even = self.best.subnetwork.widths, self.uniform.subnetwork.widths
+        widths = width_rows(self.whole or self.space, self.space, found, self.space, even)
         return Report(summary, widths, history)
 
 
-def width_rows(space: SearchSpace, widths: Widths, uniform_space: SearchSpace, uniform: Widths) -> tuple[WidthRow, ...]:
-    """Channels of each group: full, found, and Uniform's, whose space may be a finer binning of the same groups."""
-    found, full, even = space.channels(widths), space.channels(space.largest), uniform_space.channels(uniform)
+def width_rows(
+    whole: SearchSpace, space: SearchSpace, widths: Widths, uniform_space: SearchSpace, uniform: Widths
+) -> tuple[WidthRow, ...]:
+    """Channels of each group: full, found, and Uniform's; the spaces may be other binnings of the same groups."""
+    found, full, even = space.channels(widths), whole.channels(whole.largest), uniform_space.channels(uniform)
     return tuple(WidthRow(name, full[name], found[name], even[name]) for name in full)
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +22,7 @@ from nni_cafenet.modes import evaluating, seeded
 from nni_cafenet.result import Result
 from nni_cafenet.search.evolution import Evolution
 from nni_cafenet.search.searcher import Candidate, Searcher, draw_within
+from nni_cafenet.search.stages import Stage, stage_space, within
 from nni_cafenet.sharing import LocallyFree, SharingPattern
 from nni_cafenet.space import SearchSpace, uniform_widths
 from nni_cafenet.supernet.candidates import Candidates, as_candidates
@@ -45,6 +48,7 @@ def search_widths(
     sharing: SharingPattern | None = None,
     searcher: Searcher | None = None,
     epochs: int = 60,
+    stages: Sequence[Stage] = (),
     candidates: Candidates | str = "sampled",
     score_candidates: Candidates | str | None = None,
     random_share: float = 0.0,
@@ -69,6 +73,8 @@ def search_widths(
         sharing: which bins stand for a width; LocallyFree(offset=1), the paper's, unless given.
         searcher: Evolution(seed=seed), CafeNet-E of the paper, unless given.
         epochs: of the supernet's training.
+        stages: of a multi-stage search, such as linear_stages(budget, count=2); each has a supernet, and bins, of its
+            own, and starts from the weights and the widths that the stage before found (eq. 10).
         candidates: which joint choices a training step compares: "sampled", "sampled:5", "tied" or an object.
         score_candidates: which ones a score is the best of; "coordinate" too; those of training unless given.
         random_share: lambda of the paper: in this first share of the steps a random candidate is trained instead of
@@ -89,40 +95,68 @@ def search_widths(
     """
     limits = space.limits(budget)
     check_numbers(random_share, recalibrate_batches)
+    if stages and (ends := stages[-1].limits(space)) != limits:
+        raise ValueError(f"the last stage must end at the budget, {limits}, but ends at {ends}")
     sharing = sharing or LocallyFree(offset=1)
     searcher = searcher or Evolution(seed=seed)
     training, scoring = as_candidates(candidates), as_candidates(score_candidates or candidates)
     loss_of = as_loss(loss_fn)
-    recipe = Recipe(epochs, optimizer_fn, schedule_fn)
-    steps = epochs * count_batches(train_batches)
-    supernet = Supernet(copy.deepcopy(model), space)
-    _try_score(supernet, score_fn, valid_batches)
-    settings = {
-        "space": space.fingerprint(), "sharing": repr(sharing), "candidates": repr(training), "epochs": epochs,
-        "steps": steps, "random_share": random_share, "seed": seed,
-    }  # fmt: skip
-    seconds: dict[str, float] = {}
+    batches = count_batches(train_batches)
+    model = copy.deepcopy(model)
+    _try_score(Supernet(model, space), score_fn, valid_batches)
+    recalibration: list[Any] = []
 
-    start = time.perf_counter()
-    fit(
-        supernet.model.train(), train_batches, recipe,
-        _supernet_step(MinMin(supernet, sharing, training, int(random_share * steps), seed), loss_of),
-        seed=seed, checkpoint=_in_folder(checkpoint, "supernet", settings),
-        label="supernet", progress=progress,
-    )  # fmt: skip
-    supernet.model.eval()
-    seconds["supernet"] = time.perf_counter() - start
+    def run(space: SearchSpace, limits: Limits, epochs: int, most: int | None, folder: Path | None) -> Result:
+        """One supernet, trained and searched; `model` keeps its weights."""
+        steps = epochs * batches
+        settings = {
+            "space": space.fingerprint(), "sharing": repr(sharing), "candidates": repr(training), "epochs": epochs,
+            "steps": steps, "random_share": random_share, "seed": seed,
+        }  # fmt: skip
+        supernet = Supernet(model, space)
+        start = time.perf_counter()
+        fit(
+            model.train(), train_batches, Recipe(epochs, optimizer_fn, schedule_fn),
+            _supernet_step(MinMin(supernet, sharing, training, int(random_share * steps), seed), loss_of),
+            seed=seed, checkpoint=_in_folder(folder, "supernet", settings), label="supernet", progress=progress,
+        )  # fmt: skip
+        model.eval()
+        seconds = {"supernet": time.perf_counter() - start}
+        if not recalibration:
+            recalibration.extend(first_batches(train_batches, recalibrate_batches, seed=seed, model=model))
+        scorer = Scorer(supernet, valid_batches, score_fn, recalibration, loss_of, sharing, scoring, seed)
+        searching = {
+            **settings, "score_candidates": repr(scoring), "recalibrate_batches": recalibrate_batches,
+            "searcher": repr(searcher), "limits": repr(limits),
+        }  # fmt: skip
+        return search_supernet(
+            scorer, searcher, limits, most=most,
+            checkpoint=_in_folder(folder, "search", searching), progress=progress, seconds=seconds,
+        )  # fmt: skip
 
-    recalibration = first_batches(train_batches, recalibrate_batches, seed=seed, model=supernet.model)
-    scorer = Scorer(supernet, valid_batches, score_fn, recalibration, loss_of, sharing, scoring, seed)
-    searching = {
-        **settings, "score_candidates": repr(scoring), "recalibrate_batches": recalibrate_batches,
-        "searcher": repr(searcher), "limits": repr(limits),
-    }  # fmt: skip
-    return search_supernet(
-        scorer, searcher, limits,
-        checkpoint=_in_folder(checkpoint, "search", searching), progress=progress, seconds=seconds,
-    )  # fmt: skip
+    folder = None if checkpoint is None else Path(checkpoint)
+    if not stages:
+        return run(space, limits, epochs, None, folder)
+    return _in_stages(run, space, stages, epochs, folder)
+
+
+def _in_stages(
+    run: Callable[[SearchSpace, Limits, int, int | None, Path | None], Result],
+    space: SearchSpace,
+    stages: Sequence[Stage],
+    epochs: int,
+    folder: Path | None,
+) -> Result:
+    """The last stage's result; the dense network is the first one's, and the seconds are of all."""
+    results: list[Result] = []
+    for number, stage in enumerate(stages, 1):
+        limits = stage.limits(space)
+        widest = within(results[-1].space, results[-1].best.subnetwork) if results else space
+        of_stage = epochs if stage.epochs is None else stage.epochs
+        place = None if folder is None else folder / f"stage-{number}"
+        results.append(run(stage_space(widest, stage, limits), limits, of_stage, stage.evaluations, place))
+    seconds = {phase: sum(result.seconds[phase] for result in results) for phase in results[-1].seconds}
+    return replace(results[-1], dense=results[0].dense, seconds=seconds, whole=space)
 
 
 class Memory(Protocol):
@@ -138,6 +172,7 @@ def search_supernet(
     searcher: Searcher,
     limits: Limits,
     *,
+    most: int | None = None,
     checkpoint: Memory | None = None,
     progress: bool = True,
     seconds: Mapping[str, float] | None = None,
@@ -148,6 +183,7 @@ def search_supernet(
         scorer: of a trained supernet; its seed is the result's.
         searcher: any, begun here.
         limits: from space.limits(budget).
+        most: widths to score, where the searcher would ask for more.
         checkpoint: goes on from the state in it.
         progress: a bar on stderr, if that is a terminal.
         seconds: wall time of the phases before, for the result.
@@ -156,7 +192,7 @@ def search_supernet(
     space = scorer.supernet.space
     drawn = draw_within(space, limits, np.random.default_rng([scorer.seed, 1]))
     references = [space.largest, uniform_widths(space, limits), drawn]
-    (dense, uniform, random), history = _search(scorer, searcher, limits, references, checkpoint, progress)
+    (dense, uniform, random), history = _search(scorer, searcher, limits, references, most, checkpoint, progress)
     took = {**(seconds or {}), "search": time.perf_counter() - start}
     return Result(tuple(history), dense, uniform, random, space, scorer.supernet.model, limits, took, scorer.seed)
 
@@ -169,7 +205,7 @@ def check_numbers(random_share: float, recalibrate_batches: int) -> None:
         raise ValueError(f"recalibrate_batches must be at least 1, but got {recalibrate_batches}")
 
 
-def _in_folder(folder: str | os.PathLike[str] | None, name: str, settings: dict[str, Any]) -> Checkpoint | None:
+def _in_folder(folder: Path | None, name: str, settings: dict[str, Any]) -> Checkpoint | None:
     return None if folder is None else Checkpoint(folder, name, settings)
 
 
@@ -187,6 +223,7 @@ def _search(
     searcher: Searcher,
     limits: Limits,
     references: list[Widths],
+    most: int | None,
     checkpoint: Memory | None,
     progress: bool,
 ) -> tuple[list[Candidate], list[Candidate]]:
@@ -207,10 +244,11 @@ def _search(
                 "references": [_to_plain(found) for found in scored],
             })  # fmt: skip
 
-    with tqdm(total=searcher.evaluations, initial=len(history), desc="search", unit="width",
+    most = searcher.evaluations if most is None else min(most, searcher.evaluations)
+    with tqdm(total=most, initial=len(history), desc="search", unit="width",
               disable=None if progress else True, leave=False) as bar:  # fmt: skip
         scored += [scorer.evaluate(widths) for widths in references[len(scored) :]]
-        while asked := searcher.ask(1):
+        while len(history) < most and (asked := searcher.ask(1)):
             found = scorer.evaluate(asked[0])
             searcher.tell([found])
             history.append(found)

@@ -29,6 +29,8 @@ class SearchSpace:
         uncounted: operations that fvcore does not count, with how often they occur.
         data_dependent: layers that run as often as the data say, as a detector's heads do for each proposal; their
             MACs are those on the example in the full network.
+        round_to: channel counts are multiples of this.
+        min_channels: the least channels that a group keeps.
     """
 
     groups: tuple[WidthGroup, ...]
@@ -38,6 +40,8 @@ class SearchSpace:
     frozen: tuple[FrozenPart, ...] = ()
     uncounted: tuple[tuple[str, int], ...] = ()
     data_dependent: tuple[str, ...] = ()
+    round_to: int = 1
+    min_channels: int = 1
 
     @property
     def smallest(self) -> Widths:

@@ -16,6 +16,8 @@ import numpy.typing as npt
 
 IntArray = npt.NDArray[np.int64]
 
+ALWAYS, NEVER = -1, -2  # in the place of a group: a position that is kept in every sub-network, or in none
+
 
 @dataclass(frozen=True)
 class Bins:
@@ -114,7 +116,7 @@ class Axis:
     Args:
         layer: the module's qualified name, or a bare parameter's.
         side: "out" or "in"; "dim0", "dim1", ... for a bare parameter.
-        groups: shape (size,), the index of the position's group, or -1 where the position is always kept.
+        groups: shape (size,), the index of the position's group, or ALWAYS or NEVER where none decides.
         units: shape (size,), the position's unit within its group, or -1.
     """
 
@@ -143,7 +145,7 @@ class Axis:
 
     def positions(self, kept_units: Sequence[IntArray | None]) -> IntArray | None:
         """Positions that stay, ascending, when group g keeps kept_units[g] (None: all); None where all stay."""
-        keep = np.ones(self.size, dtype=bool)
+        keep = self.groups != NEVER
         for group, (here, units) in self.by_group.items():
             kept = kept_units[group]
             if kept is not None:

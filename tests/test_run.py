@@ -32,6 +32,7 @@ from nni_cafenet import (
     RandomSearch,
     Result,
     SearchSpace,
+    Stage,
     TrainingDiverged,
     UniformBins,
     UnsupportedModel,
@@ -39,6 +40,7 @@ from nni_cafenet import (
     build_space,
     count_macs,
     cross_entropy,
+    linear_stages,
     recalibrate,
     search_widths,
     slice_model,
@@ -308,6 +310,73 @@ def test_any_searcher_is_resumed_where_it_was(searcher: Any, tmp_path: Path) -> 
 
     assert_same(run(searcher=searcher, checkpoint=tmp_path, score_fn=counted), whole)
     assert len(scored) < 1 + 3 * (3 + 6) - 10
+
+
+# in stages
+
+
+def staged(**options: Any) -> Result:
+    return run(stages=linear_stages(HALF, count=2), **options)
+
+
+def test_every_stage_is_within_the_network_that_the_one_before_found(tmp_path: Path) -> None:
+    result = staged(checkpoint=tmp_path)
+    first = run(stages=linear_stages(HALF, count=2)[:1], budget=Budget(max_macs=stage_macs(1)))
+    outer = slice_model(first.supernet, first.space, first.best.subnetwork)
+    assert [group.channels for group in result.space.groups] == list(
+        first.space.channels(first.best.subnetwork.widths).values()
+    )
+    assert first.best.macs <= stage_macs(1)
+    assert result.best.macs <= space().limits(HALF).max_macs < first.best.macs
+    slim = slice_model(result.supernet, result.space, result.best.subnetwork)
+    assert count_macs(slim, EXAMPLE) == result.best.macs
+    assert all(a.shape >= b.shape for a, b in zip(outer.parameters(), slim.parameters(), strict=True))
+    assert result.dense == first.dense
+    assert {path.name for path in tmp_path.iterdir()} == {"stage-1", "stage-2"}
+    assert [row.full for row in result.report().widths] == [group.channels for group in space().groups]
+
+
+def stage_macs(number: int) -> int:
+    return linear_stages(HALF, count=2)[number - 1].limits(space()).max_macs
+
+
+def test_a_stage_s_best_network_scores_as_the_exported_one() -> None:
+    result = staged()
+    slim = slice_model(result.supernet, result.space, result.best.subnetwork).train()
+    recalibrate(slim, first_batches(shuffled(), 3, seed=0, model=slim), cross_entropy)
+    assert confidence(slim.eval(), VALID) == result.best.score
+
+
+@pytest.mark.parametrize("call", [5, 40, 60])
+@pytest.mark.usefixtures("save_always")
+def test_a_search_in_stages_goes_on_as_if_unbroken(call: int, tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        staged(checkpoint=tmp_path, loss_fn=killed_at(call))
+    assert_same(staged(checkpoint=tmp_path), staged())
+
+
+def test_a_stage_has_epochs_and_evaluations_of_its_own() -> None:
+    losses: list[int] = []
+
+    def counted(model: nn.Module, batch: Any) -> torch.Tensor:
+        losses.append(1)
+        return cross_entropy(model, batch)
+
+    stages = (Stage(HALF, 0.5, epochs=0), Stage(HALF, epochs=1, evaluations=3))
+    result = run(stages=stages, loss_fn=counted, candidates="sampled:1", recalibrate_batches=1)
+    assert len(result.history) == 3
+    trained = len(losses)
+    losses.clear()
+    run(stages=(Stage(HALF, 0.5, epochs=0), Stage(HALF, epochs=0, evaluations=3)), loss_fn=counted,
+        candidates="sampled:1", recalibrate_batches=1)  # fmt: skip
+    assert trained - len(losses) == len(list(shuffled()))
+
+
+def test_stages_that_end_elsewhere_than_at_the_budget_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"the last stage must end at the budget, .*, but ends at Limits"
+    ):
+        run(stages=linear_stages(Budget(max_macs="70%"), count=2))
 
 
 def test_a_finished_search_is_not_repeated(tmp_path: Path) -> None:

@@ -209,7 +209,8 @@ def rebin(
     per_unit = space.cost.macs_per_unit()
     sensitivities = [float(macs) / group.unit for macs, group in zip(per_unit, space.groups, strict=True)]
     bins = cut_bins(space.groups, sensitivities, rule, round_to=round_to, min_channels=min_channels)
-    return replace(space, bins=bins, cost=CostModel(space.cost.terms, units_of(space.groups, bins)))
+    cost = CostModel(space.cost.terms, units_of(space.groups, bins))
+    return replace(space, bins=bins, cost=cost, round_to=round_to, min_channels=min_channels)
 
 
 def units_of(groups: Sequence[WidthGroup], bins: Sequence[Bins]) -> tuple[tuple[int, ...], ...]:

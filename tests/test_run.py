@@ -373,9 +373,7 @@ def test_a_stage_has_epochs_and_evaluations_of_its_own() -> None:
 
 
 def test_stages_that_end_elsewhere_than_at_the_budget_are_refused() -> None:
-    with pytest.raises(
-        ValueError, match=r"the last stage must end at the budget, .*, but ends at Limits"
-    ):
+    with pytest.raises(ValueError, match=r"the last stage must end at the budget, .*, but ends at Limits"):
         run(stages=linear_stages(Budget(max_macs="70%"), count=2))
 
 

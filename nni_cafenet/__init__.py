@@ -34,8 +34,11 @@ from nni_cafenet.space import uniform_widths as uniform_widths
 from nni_cafenet.supernet.candidates import Coordinate as Coordinate
 from nni_cafenet.supernet.candidates import Sampled as Sampled
 from nni_cafenet.supernet.candidates import Tied as Tied
+from nni_cafenet.supernet.distillation import Distillation as Distillation
 from nni_cafenet.supernet.objectives import accuracy as accuracy
+from nni_cafenet.supernet.objectives import binary_cross_entropy as binary_cross_entropy
 from nni_cafenet.supernet.objectives import cross_entropy as cross_entropy
+from nni_cafenet.supernet.objectives import label_accuracy as label_accuracy
 from nni_cafenet.supernet.recalibrate import recalibrate as recalibrate
 from nni_cafenet.supernet.supernet import Supernet as Supernet
 from nni_cafenet.tracing.bins import FlopsSensitiveBins as FlopsSensitiveBins

@@ -50,6 +50,7 @@ ORDER = [
     "search.greedy",
     "search.stages",
     "supernet.objectives",
+    "supernet.distillation",
     "supernet.slices",
     "supernet.supernet",
     "supernet.candidates",

@@ -24,6 +24,26 @@ def cross_entropy(model: nn.Module, batch: Any) -> torch.Tensor:
     return nn.functional.cross_entropy(model(inputs), targets)
 
 
+def binary_cross_entropy(model: nn.Module, batch: Any) -> torch.Tensor:
+    """The loss of several labels an image, each there or not: for batches of (inputs, targets of shape (N, labels))."""
+    inputs, targets = to_device(batch, model)
+    logits = model(inputs)
+    return nn.functional.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype))
+
+
+def label_accuracy(model: nn.Module, batches: Iterable[Any]) -> float:
+    """The share, 0 to 1, of all labels of all images that are right: CelebA's mean attribute accuracy."""
+    right = total = 0
+    with torch.no_grad():
+        for batch in batches:
+            inputs, targets = to_device(batch, model)
+            right += int(((model(inputs) > 0) == (targets > 0)).sum())
+            total += targets.numel()
+    if not total:
+        raise InvalidBatches("the batches to score on hold no label: give valid_batches that yield (inputs, targets)")
+    return right / total
+
+
 def accuracy(model: nn.Module, batches: Iterable[Any]) -> float:
     """The default score: the share, 0 to 1, of (inputs, targets) whose largest output is the target's."""
     right = total = 0

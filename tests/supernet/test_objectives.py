@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from nni_cafenet import InvalidBatches, InvalidScore, accuracy, cross_entropy
+from nni_cafenet import InvalidBatches, InvalidScore, accuracy, binary_cross_entropy, cross_entropy, label_accuracy
 from nni_cafenet.supernet.objectives import as_loss, checked_loss, checked_score, to_device
 from tests.data import batches, net
 
@@ -28,6 +28,20 @@ def test_accuracy_is_the_share_of_right_answers_over_all_batches() -> None:
 
     given = [(torch.tensor([0, 1, 2]), torch.tensor([0, 1, 0])), (torch.tensor([1]), torch.tensor([1]))]
     assert accuracy(Fixed(), given) == 3 / 4
+
+
+def test_several_labels_an_image_are_learnt_and_scored_one_by_one() -> None:
+    class Logits(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    logits, targets = torch.tensor([[2.0, -1.0, 0.5], [-3.0, 1.0, 1.0]]), torch.tensor([[1, 0, 0], [0, 1, 1]])
+    assert label_accuracy(Logits(), [(logits[:1], targets[:1]), (logits[1:], targets[1:])]) == 5 / 6
+    loss = binary_cross_entropy(Logits(), (logits, targets))
+    by_hand = -(targets * logits.sigmoid().log() + (1 - targets) * (1 - logits.sigmoid()).log()).mean()
+    torch.testing.assert_close(loss, by_hand)
+    with pytest.raises(InvalidBatches, match="hold no label"):
+        label_accuracy(Logits(), [])
 
 
 def test_accuracy_of_nothing_is_refused() -> None:

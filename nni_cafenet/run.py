@@ -52,6 +52,8 @@ def search_widths(
     candidates: Candidates | str = "sampled",
     score_candidates: Candidates | str | None = None,
     random_share: float = 0.0,
+    sandwich: bool = False,
+    distill: bool = False,
     recalibrate_batches: int = 20,
     optimizer_fn: OptimizerFn = sgd,
     schedule_fn: ScheduleFn = cosine,
@@ -79,6 +81,9 @@ def search_widths(
         score_candidates: which ones a score is the best of; "coordinate" too; those of training unless given.
         random_share: lambda of the paper: in this first share of the steps a random candidate is trained instead of
             the best one.
+        sandwich: in every step the largest and the smallest network learn too, as in slimmable networks.
+        distill: in every step the largest network learns too, and the others from its answers (for logits of shape
+            (N, classes)).
         recalibrate_batches: training batches from which each sub-network's BatchNorm statistics are re-estimated.
         optimizer_fn: parameters -> optimizer, for the supernet.
         schedule_fn: (optimizer, steps) -> scheduler, stepped every step.
@@ -112,12 +117,16 @@ def search_widths(
         settings = {
             "space": space.fingerprint(), "sharing": repr(sharing), "candidates": repr(training), "epochs": epochs,
             "steps": steps, "random_share": random_share, "seed": seed,
+            "sandwich": sandwich, "distill": distill,
         }  # fmt: skip
         supernet = Supernet(model, space)
+        minmin = MinMin(
+            supernet, sharing, training, int(random_share * steps), seed, sandwich=sandwich, distill=distill
+        )
         start = time.perf_counter()
         fit(
             model.train(), train_batches, Recipe(epochs, optimizer_fn, schedule_fn),
-            _supernet_step(MinMin(supernet, sharing, training, int(random_share * steps), seed), loss_of),
+            _supernet_step(minmin, loss_of),
             seed=seed, checkpoint=_in_folder(folder, "supernet", settings), label="supernet", progress=progress,
         )  # fmt: skip
         model.eval()

@@ -312,6 +312,16 @@ def test_any_searcher_is_resumed_where_it_was(searcher: Any, tmp_path: Path) -> 
     assert len(scored) < 1 + 3 * (3 + 6) - 10
 
 
+def test_a_sandwich_that_distils_is_another_search_and_is_resumed_where_it_was(tmp_path: Path) -> None:
+    whole = run(sandwich=True, distill=True)
+    assert whole.dense.score != unbroken().dense.score
+    with pytest.raises(Killed):
+        run(sandwich=True, distill=True, checkpoint=tmp_path, loss_fn=killed_at(17))
+    assert_same(run(sandwich=True, distill=True, checkpoint=tmp_path), whole)
+    with pytest.raises(CheckpointMismatch, match="sandwich"):
+        run(checkpoint=tmp_path)
+
+
 # in stages
 
 

@@ -1,4 +1,7 @@
-"""How does a network learn from the answers of another one? Knowledge distillation (Hinton et al., 2015) as a loss."""
+"""How does a network learn from the answers of another one? Knowledge distillation (Hinton et al., 2015).
+
+From a trained teacher, as a loss; or in place, from the largest sub-network of the same supernet.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from torch.nn import functional as F
 
 from nni_cafenet.errors import InvalidBatches
 from nni_cafenet.modes import evaluating
-from nni_cafenet.supernet.objectives import to_device
+from nni_cafenet.supernet.objectives import LossFn, checked_loss, to_device
 
 
 class Distillation:
@@ -51,11 +54,32 @@ class Distillation:
                 f"the teacher, a {type(self.teacher).__name__}, gives {tuple(taught.shape)} and the student "
                 f"{tuple(logits.shape)}: both must answer with logits for the same classes"
             )
-        soft = F.kl_div(
-            F.log_softmax(logits / self.temperature, 1),
-            F.log_softmax(taught / self.temperature, 1),
-            reduction="batchmean",
-            log_target=True,
-        )
+        soft = divergence(logits / self.temperature, taught / self.temperature)
         hard = F.cross_entropy(logits, targets)
         return (1 - self.weight) * hard + self.weight * self.temperature**2 * soft
+
+
+def divergence(logits: torch.Tensor, taught: torch.Tensor) -> torch.Tensor:
+    """KL(softmax(taught) || softmax(logits)), the mean over the batch; both of shape (N, classes)."""
+    return F.kl_div(F.log_softmax(logits, 1), F.log_softmax(taught, 1), reduction="batchmean", log_target=True)
+
+
+def loss_and_logits(model: nn.Module, batch: Any, loss_fn: LossFn) -> tuple[torch.Tensor, torch.Tensor]:
+    """loss_fn(model, batch), and what the model answered in it.
+
+    Raises:
+        InvalidBatches: it did not answer once, with logits of shape (N, classes).
+    """
+    answers: list[Any] = []
+    handle = model.register_forward_hook(lambda module, inputs, output: answers.append(output))
+    try:
+        loss = checked_loss(loss_fn(model, batch))
+    finally:
+        handle.remove()
+    if len(answers) != 1 or not isinstance(answers[0], torch.Tensor) or answers[0].dim() != 2:
+        got = [tuple(answer.shape) if isinstance(answer, torch.Tensor) else type(answer).__name__ for answer in answers]
+        raise InvalidBatches(
+            f"distill=True compares the logits of sub-networks, so loss_fn must call the model once and get logits of "
+            f"shape (N, classes), but it got {got}: leave distill=False for other tasks"
+        )
+    return loss, answers[0]

@@ -13,6 +13,7 @@ import torch
 from nni_cafenet.errors import TrainingDiverged
 from nni_cafenet.sharing import SharingPattern
 from nni_cafenet.supernet.candidates import Candidates
+from nni_cafenet.supernet.distillation import divergence, loss_and_logits
 from nni_cafenet.supernet.objectives import LossFn, checked_loss
 from nni_cafenet.supernet.supernet import Supernet
 from nni_cafenet.widths import SubNetwork
@@ -28,6 +29,8 @@ class MinMin:
         candidates: which joint choices a step compares.
         random_steps: in the first so many steps a random candidate learns instead of the best one.
         seed: of the widths and candidates drawn.
+        sandwich: in every step the largest and the smallest network learn too (slimmable networks' sandwich rule).
+        distill: every step the largest network learns too, and the others from its answers instead of the targets.
     """
 
     supernet: Supernet
@@ -35,9 +38,13 @@ class MinMin:
     candidates: Candidates
     random_steps: int = 0
     seed: int = 0
+    sandwich: bool = False
+    distill: bool = False
 
     def loss(self, batch: Any, number: int, loss_fn: LossFn) -> torch.Tensor:
         """The loss to learn from in step `number` (from 0): of the best candidate of random widths, with its graph.
+
+        With others that learn too, it is the mean of their losses.
 
         Raises:
             TrainingDiverged: it is NaN or infinite.
@@ -48,7 +55,18 @@ class MinMin:
         listed = self.candidates.listed(space, widths, self.sharing, rng)
         if number < self.random_steps:
             listed = [listed[rng.integers(len(listed))]]
-        _, loss = minmin_loss(self.supernet, listed, batch, loss_fn)
+        losses, largest = [], SubNetwork.fixed(space.largest)
+        if self.distill:
+            with self.supernet.running(largest) as model:
+                loss, taught = loss_and_logits(model, batch, loss_fn)
+            losses.append(loss)
+            loss_fn = _learning_from(taught.detach(), loss_fn)
+        elif self.sandwich:
+            losses.append(minmin_loss(self.supernet, [largest], batch, loss_fn)[1])
+        losses.append(minmin_loss(self.supernet, listed, batch, loss_fn)[1])
+        if self.sandwich:
+            losses.append(minmin_loss(self.supernet, [SubNetwork.fixed(space.smallest)], batch, loss_fn)[1])
+        loss = torch.stack(losses).mean() if len(losses) > 1 else losses[0]
         value = float(loss.detach())
         if not math.isfinite(value):
             raise TrainingDiverged(
@@ -56,6 +74,11 @@ class MinMin:
                 f"lower the learning rate, or check the data"
             )
         return loss
+
+
+def _learning_from(taught: torch.Tensor, loss_fn: LossFn) -> LossFn:
+    """A loss with the answers `taught` in the place of the targets."""
+    return lambda model, batch: divergence(loss_and_logits(model, batch, loss_fn)[1], taught)
 
 
 def minmin_loss(

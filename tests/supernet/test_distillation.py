@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from nni_cafenet import Distillation, InvalidBatches, cross_entropy
+from nni_cafenet.supernet.distillation import loss_and_logits
 from nni_cafenet.train import Recipe, train_model
 from tests.data import batches, net, shuffled
 from tests.snapshots import Snapshot
@@ -69,3 +72,32 @@ def test_another_number_of_classes_is_refused() -> None:
 def test_numbers_that_make_no_sense_are_refused(options: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Distillation(net(), **options)
+
+
+class Answering(nn.Module):
+    def __init__(self, answer: Any) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "calls", "got"),
+    [
+        (torch.zeros(6, 3, 8, 8), 1, r"\[\(6, 3, 8, 8\)\]"),
+        ({}, 1, r"\['dict'\]"),
+        (torch.zeros(6, 3), 2, r"\(6, 3\), \(6, 3\)"),
+    ],
+)
+def test_what_is_no_logits_cannot_be_distilled_in_place(answer: Any, calls: int, got: str) -> None:
+    def loss_fn(model: nn.Module, batch: Any) -> torch.Tensor:
+        for _ in range(calls):
+            model(batch)
+        return torch.zeros((), requires_grad=True)
+
+    model = Answering(answer)
+    with pytest.raises(InvalidBatches, match=rf"distill=True compares the logits .* but it got .*{got}"):
+        loss_and_logits(model, torch.zeros(1), loss_fn)
+    assert not model._forward_hooks

@@ -190,3 +190,59 @@ def test_coordinate_cannot_train() -> None:
     supernet = Supernet(*built("plain"))
     with pytest.raises(ValueError, match="Coordinate candidates are for scoring only"):
         MinMin(supernet, LocallyFree(), Coordinate()).loss(BATCH, 0, loss_fn)
+
+
+def logits_of(supernet: Supernet, sub: SubNetwork) -> torch.Tensor:
+    return slice_model(supernet.model, supernet.space, sub)(BATCH[0])
+
+
+def step(supernet: Supernet, **options: bool) -> tuple[SubNetwork, torch.Tensor]:
+    """The candidate of step 0, the only one, and the loss."""
+    minmin = MinMin(supernet, Fixed(), Sampled(1), seed=3, **options)
+    widths = supernet.space.sample(np.random.default_rng([3, 0])).widths
+    return SubNetwork.fixed(widths), minmin.loss(BATCH, 0, loss_fn)
+
+
+def test_in_a_sandwich_the_largest_and_the_smallest_learn_too(supernet: Supernet) -> None:
+    supernet.model.eval()
+    sub, loss = step(supernet, sandwich=True)
+    space = supernet.space
+    trained = [SubNetwork.fixed(space.largest), sub, SubNetwork.fixed(space.smallest)]
+    expected = torch.stack([F.cross_entropy(logits_of(supernet, one), BATCH[1]) for one in trained]).mean()
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    weight = next(p for p in supernet.model.parameters() if p.requires_grad)
+    assert weight.grad is not None and weight.grad.abs().flatten(1).sum(1).all()
+
+
+def test_distilled_sub_networks_learn_from_the_largest_one_s_answers(supernet: Supernet) -> None:
+    supernet.model.eval()
+    sub, loss = step(supernet, distill=True)
+    full, small = (logits_of(supernet, one) for one in (SubNetwork.fixed(supernet.space.largest), sub))
+    soft = (full.softmax(1) * (full.log_softmax(1) - small.log_softmax(1))).sum(1).mean()
+    torch.testing.assert_close(loss, (F.cross_entropy(full, BATCH[1]) + soft) / 2)
+
+
+def test_the_largest_learns_from_the_targets_alone(supernet: Supernet) -> None:
+    """Nothing flows back through the answers that the others learn from."""
+    supernet.model.eval()
+    largest, smallest = (SubNetwork.fixed(w) for w in (supernet.space.largest, supernet.space.smallest))
+    _, loss = step(supernet, distill=True, sandwich=True)
+    gradients = torch.autograd.grad(
+        loss, [p for p in supernet.model.parameters() if p.requires_grad], allow_unused=True
+    )
+    taught = logits_of(supernet, largest).detach()
+    sub = SubNetwork.fixed(supernet.space.sample(np.random.default_rng([3, 0])).widths)
+
+    def soft(one: SubNetwork) -> torch.Tensor:
+        with supernet.running(one) as model:
+            return F.kl_div(
+                model(BATCH[0]).log_softmax(1), taught.log_softmax(1), reduction="batchmean", log_target=True
+            )
+
+    by_hand = (loss_fn(supernet.model, BATCH) + soft(sub) + soft(smallest)) / 3
+    expected = torch.autograd.grad(
+        by_hand, [p for p in supernet.model.parameters() if p.requires_grad], allow_unused=True
+    )
+    for got, wanted in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(got, wanted)

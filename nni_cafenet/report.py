@@ -246,8 +246,14 @@ def _sections(report: Report) -> Iterator[str]:
         ]  # fmt: skip
         table = _table(header, cells)
         yield f'<details><summary>Channels of each group</summary><div class="scroll">{table}</div></details>'
-    if report.history:
-        yield _figure("Search", plots.draw_history([row.score for row in report.history]))
+    most = summary["budget"]
+    admitted = [
+        row
+        for row in report.history  # some searchers pass through larger networks
+        if row.macs <= most.get("max_macs", row.macs) and row.params <= most.get("max_params", row.params)
+    ]
+    if admitted:
+        yield _figure("Search", plots.draw_history([row.score for row in admitted]))
 
 
 def _figure(title: str, svg: bytes) -> str:

@@ -157,6 +157,20 @@ def test_no_history_and_no_widths_draw_what_there_is(tmp_path: Path) -> None:
     assert read_report(tmp_path) == report
 
 
+def test_the_course_of_a_search_leaves_out_the_larger_networks_that_it_passed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[list[float]] = []
+    monkeypatch.setattr(plots, "draw_history", lambda scores: drawn.append(scores) or b"<svg/>")
+    rows = (HistoryRow(2_000_000, 40_000, 0.95), HistoryRow(990_000, 40_000, 0.9), HistoryRow(900_000, 20_000, 0.8))
+    report = replace(make_report(), history=rows)
+    write_report(tmp_path, report)
+    summary = {**report.summary, "budget": {"max_macs": 1_000_000, "max_params": 30_000}}
+    write_report(tmp_path, replace(report, summary=summary))
+    write_report(tmp_path, replace(report, history=rows[:1]))
+    assert drawn == [[0.9, 0.8], [0.8]]
+
+
 def test_long_history_stays_a_small_file(tmp_path: Path) -> None:
     page = write_report(tmp_path, make_report(candidates=20_000))
     assert page.stat().st_size < 1_500_000

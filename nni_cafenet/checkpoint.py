@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from nni_cafenet.distributed import rank
 from nni_cafenet.errors import CheckpointMismatch
 from nni_cafenet.files import replacing
 
@@ -67,12 +68,14 @@ class Checkpoint:
         return state  # type: ignore[no-any-return]
 
     def save(self, state: Mapping[str, Any]) -> None:
-        """Write `state`; a kill at any moment leaves the old file or the new one, whole.
+        """Write `state`; a kill at any moment leaves the old file or the new one, whole. Only the first rank writes.
 
         Raises:
             TypeError: `state` holds something else than plain types and tensors.
         """
         assert_plain(state)
+        if rank() > 0:
+            return
         content = {"version": VERSION, "settings": self.settings, "state": dict(state)}
         with replacing(self.path) as partial, open(partial, "wb") as file:
             torch.save(content, file)

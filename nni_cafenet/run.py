@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from nni_cafenet.checkpoint import Checkpoint
 from nni_cafenet.cost import Budget, Limits
+from nni_cafenet.distributed import from_all, from_first, rank, world_size
 from nni_cafenet.errors import CafeNetError, InvalidBatches
 from nni_cafenet.modes import evaluating, seeded
 from nni_cafenet.result import Result
@@ -62,6 +63,9 @@ def search_widths(
     progress: bool = True,
 ) -> Result:
     """Train a supernet of `model`, then search it for the widths of the highest score within `budget`.
+
+    Where torch.distributed is initialised (torchrun), every rank calls it alike, with train_batches of its own share
+    (DistributedSampler) and all of valid_batches: gradients are averaged, and the ranks share out what is scored.
 
     Args:
         model: where the supernet starts from, pretrained or not; left as it is.
@@ -132,7 +136,8 @@ def search_widths(
         model.eval()
         seconds = {"supernet": time.perf_counter() - start}
         if not recalibration:
-            recalibration.extend(first_batches(train_batches, recalibrate_batches, seed=seed, model=model))
+            drawn = first_batches(train_batches, recalibrate_batches, seed=seed, model=model)
+            recalibration.extend(from_first(drawn))
         scorer = Scorer(supernet, valid_batches, score_fn, recalibration, loss_of, sharing, scoring, seed)
         searching = {
             **settings, "score_candidates": repr(scoring), "recalibrate_batches": recalibrate_batches,
@@ -255,13 +260,14 @@ def _search(
 
     most = searcher.evaluations if most is None else min(most, searcher.evaluations)
     with tqdm(total=most, initial=len(history), desc="search", unit="width",
-              disable=None if progress else True, leave=False) as bar:  # fmt: skip
+              disable=None if progress and rank() == 0 else True, leave=False) as bar:  # fmt: skip
         scored += [scorer.evaluate(widths) for widths in references[len(scored) :]]
-        while len(history) < most and (asked := searcher.ask(1)):
-            found = scorer.evaluate(asked[0])
-            searcher.tell([found])
-            history.append(found)
-            bar.update()
+        while len(history) < most and (asked := searcher.ask(min(world_size(), most - len(history)))):
+            own = scorer.evaluate(asked[rank()]) if rank() < len(asked) else None
+            found = [candidate for candidate in from_all(own) if candidate is not None]
+            searcher.tell(found)
+            history += found
+            bar.update(len(found))
             bar.set_postfix(best=f"{max(other.score for other in history):.4f}", refresh=False)
             if time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
                 save()

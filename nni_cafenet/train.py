@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 from tqdm.auto import tqdm
 
 from nni_cafenet.checkpoint import Checkpoint
+from nni_cafenet.distributed import average_gradients, rank, world_size
 from nni_cafenet.errors import InvalidBatches, TrainingDiverged
 from nni_cafenet.modes import seeded
 from nni_cafenet.supernet.objectives import LossFn, TorchLoss, as_loss, checked_loss
@@ -27,6 +28,7 @@ OptimizerFn = Callable[[Iterable[nn.Parameter]], Optimizer]
 ScheduleFn = Callable[[Optimizer, int], LRScheduler]  # (optimizer, steps in all) -> scheduler, stepped every step
 StepFn = Callable[[Any, int], float]  # (batch, step) -> loss, with gradients in the parameters
 SECONDS_BETWEEN_SAVES = 300.0
+RANKS_APART = 1_000_003  # seeds of the processes that train together
 
 
 def sgd(parameters: Iterable[nn.Parameter], *, lr: float = 0.1) -> Optimizer:
@@ -113,7 +115,8 @@ def fit(
     """Run `step` on every batch of every epoch; see :func:`train_model`.
 
     Every epoch seeds torch anew, inside a fork of its generators, so that epoch 7 is the same whether or not the six
-    before it ran in this process; a resume in the middle of an epoch skips the batches that were trained on.
+    before it ran in this process; a resume in the middle of an epoch skips the batches that were trained on. Where
+    several processes train together, each draws other random numbers, and states are saved after epochs only.
     """
     per_epoch = count_batches(batches)
     optimizer = recipe.optimizer_fn([parameter for parameter in model.parameters() if parameter.requires_grad])
@@ -136,19 +139,22 @@ def fit(
 
     total = recipe.epochs * per_epoch
     with tqdm(total=total, initial=place.epoch * per_epoch + place.step, desc=label, unit="step",
-              disable=None if progress else True, leave=False) as bar:  # fmt: skip
+              disable=None if progress and rank() == 0 else True, leave=False) as bar:  # fmt: skip
         while place.epoch < recipe.epochs:
-            with seeded(seed, place.epoch, model):
+            _set_epoch(batches, place.epoch)
+            with seeded(seed + RANKS_APART * rank(), place.epoch, model):
                 for batch in _from(batches, place, per_epoch):
                     optimizer.zero_grad(set_to_none=True)
                     loss = step(batch, place.epoch * per_epoch + place.step)
+                    average_gradients(model.parameters())
                     optimizer.step()
                     schedule.step()
                     place.step += 1
                     place.loss_sum += loss
                     bar.update()
                     bar.set_postfix(loss=f"{place.loss_sum / place.step:.3f}", refresh=False)
-                    if place.step < per_epoch and time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
+                    due = time.monotonic() - saved > SECONDS_BETWEEN_SAVES
+                    if due and place.step < per_epoch and world_size() == 1:
                         save(torch.get_rng_state())
                         saved = time.monotonic()
             logger.info("%s: epoch %d of %d, mean loss %.4f", label, place.epoch + 1, recipe.epochs,
@@ -184,6 +190,13 @@ def first_batches(batches: Iterable[Any], count: int, *, seed: int, model: nn.Mo
     """The first `count` batches of an epoch, the same ones for the same seed."""
     with seeded(seed, 0, model):
         return [batch for _, batch in zip(range(count), batches, strict=False)]
+
+
+def _set_epoch(batches: Iterable[Any], epoch: int) -> None:
+    """Tell a DistributedSampler the epoch: it shuffles by nothing else."""
+    set_epoch = getattr(getattr(batches, "sampler", None), "set_epoch", None)
+    if set_epoch is not None:
+        set_epoch(epoch)
 
 
 def _name(function: Callable[..., Any]) -> str:

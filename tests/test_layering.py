@@ -25,6 +25,7 @@ ORDER = [
     "layers",
     "modes",
     "files",
+    "distributed",
     "growing",
     "export.slicing",
     "export.slim_file",

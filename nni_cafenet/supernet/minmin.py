@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from nni_cafenet.distributed import mean_over_ranks
 from nni_cafenet.errors import TrainingDiverged
 from nni_cafenet.sharing import SharingPattern
 from nni_cafenet.supernet.candidates import Candidates
@@ -67,7 +68,7 @@ class MinMin:
         if self.sandwich:
             losses.append(minmin_loss(self.supernet, [SubNetwork.fixed(space.smallest)], batch, loss_fn)[1])
         loss = torch.stack(losses).mean() if len(losses) > 1 else losses[0]
-        value = float(loss.detach())
+        value = mean_over_ranks(loss)
         if not math.isfinite(value):
             raise TrainingDiverged(
                 f"supernet: the loss is {value} at step {number}, at the widths {space.channels(widths)}: "
@@ -94,7 +95,7 @@ def minmin_loss(
     for sub in candidates:
         with supernet.running(sub) as model:
             loss = checked_loss(loss_fn(model, batch))
-        value = float(loss.detach())
+        value = mean_over_ranks(loss)
         if math.isnan(value):
             return sub, loss
         if best is None or value < smallest:

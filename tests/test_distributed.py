@@ -1,0 +1,50 @@
+"""Two ranks find what one does."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from nni_cafenet.distributed import average_gradients, from_all, from_first, mean_over_ranks, rank, world_size
+from tests import two_ranks
+
+
+def run_ranks(out: Path, count: int) -> list[dict[str, Any]]:
+    out.mkdir(exist_ok=True)
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"] if count > 1 else []
+    command = [sys.executable, *launch, "-m", "tests.two_ranks", str(out), *(["gloo"] if count > 1 else [])]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [json.loads((out / f"rank{number}.json").read_text()) for number in range(count)]
+
+
+def test_two_ranks_find_what_one_finds(tmp_path: Path) -> None:
+    (alone,) = run_ranks(tmp_path / "one", 1)
+    first, second = run_ranks(tmp_path / "two", 2)
+    assert (alone["world"], first["world"]) == (1, 2)
+    assert first == second
+    assert first["widths"] == alone["widths"]
+    assert first["scores"] == pytest.approx(alone["scores"], abs=1e-12)
+    assert first["weights"] == pytest.approx(alone["weights"], rel=1e-4)
+    untrained = [weight.double().square().sum().item() for weight in two_ranks.net().parameters()]
+    assert alone["weights"] != pytest.approx(untrained, rel=1e-2)
+
+
+def test_alone_nothing_is_exchanged() -> None:
+    model = nn.Linear(2, 2)
+    model(torch.ones(1, 2)).sum().backward()
+    before = model.weight.grad.clone()
+    average_gradients(model.parameters())
+    assert torch.equal(model.weight.grad, before)
+    assert (rank(), world_size()) == (0, 1)
+    assert mean_over_ranks(torch.tensor(2.5)) == 2.5
+    marker = object()
+    assert from_first(marker) is marker
+    assert from_all(marker) == [marker]

@@ -63,8 +63,10 @@ ORDER = [
     "report",
     "result",
     "run",
+    "nas.compat",
+    "export.speedup",
 ]
-# whatever is not in the list stands below all of it, in any order among itself: compare, demo, cli, nas, other exports
+# whatever is not in the list stands below all of it, in any order among itself: compare, demo, cli, the rest of nas
 
 # who may import a third party
 ROOMS = {

@@ -92,7 +92,6 @@ def speedup(model: nn.Module, space: SearchSpace, sub: SubNetwork, *, example_in
     chosen = masks(model, space, sub)
     example = Example(example_inputs)
     quick = copy.deepcopy(model).eval()
-    quick.zero_grad(set_to_none=True)
     try:
         with _undisturbed(quick):
             _run_nni(quick, example, chosen)
@@ -100,6 +99,7 @@ def speedup(model: nn.Module, space: SearchSpace, sub: SubNetwork, *, example_in
         raise UnsupportedModel(
             f"NNI's ModelSpeedup fails on {type(model).__name__} ({type(error).__name__}: {error}): {REMEDY}"
         ) from error
+    quick.zero_grad(set_to_none=True)
     _restore(quick, slim)
     difference = _difference(quick, slim) or _difference_in_outputs(quick, slim, example)
     if difference:

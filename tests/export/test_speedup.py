@@ -133,11 +133,18 @@ def test_nothing_of_the_caller_s_is_changed(capfd):
     model(example()).sum().backward()
     model.outer1.eval()
     before, state, level = Snapshot(model), torch.random.get_rng_state(), logging.getLogger("nni").level
-    quick = speedup(model, space, free_subnetwork(space), example_inputs=example())
+    speedup(model, space, free_subnetwork(space), example_inputs=example())
     before.assert_unchanged()
     assert torch.equal(torch.random.get_rng_state(), state)
     assert logging.getLogger("nni").level == level
     assert capfd.readouterr() == ("", "")
+
+
+def test_gradients_do_not_come_along():
+    model, space = built("norms")
+    model(example()).sum().backward()
+    assert model.scale.grad is not None
+    quick = speedup(model, space, SubNetwork.fixed(space.largest), example_inputs=example())
     assert all(parameter.grad is None for parameter in quick.parameters())
 
 

@@ -6,7 +6,6 @@ import inspect
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import MethodDescriptorType, MethodWrapperType
 from typing import Any
 
 import nni
@@ -63,8 +62,7 @@ def _drop_functions_without_module() -> list[str]:
     homeless = [
         function
         for function in table
-        if getattr(function, "__module__", "") is None
-        and not isinstance(function, (MethodDescriptorType, MethodWrapperType))
+        if getattr(function, "__module__", "") is None  # methods have no such attribute, and are found otherwise
         and not function.__qualname__.startswith(BY_CLASS)
     ]
     for function in homeless:

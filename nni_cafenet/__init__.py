@@ -9,6 +9,7 @@ from nni_cafenet.errors import CafeNetError as CafeNetError
 from nni_cafenet.errors import CheckpointMismatch as CheckpointMismatch
 from nni_cafenet.errors import InfeasibleBudget as InfeasibleBudget
 from nni_cafenet.errors import InvalidBatches as InvalidBatches
+from nni_cafenet.errors import InvalidChoice as InvalidChoice
 from nni_cafenet.errors import InvalidScore as InvalidScore
 from nni_cafenet.errors import InvalidSlimFile as InvalidSlimFile
 from nni_cafenet.errors import TrainingDiverged as TrainingDiverged

@@ -65,3 +65,7 @@ class CheckpointMismatch(CafeNetError):
 
 class InvalidSlimFile(CafeNetError):
     """A file that save_slim did not write, that is damaged, or that does not fit the given factory."""
+
+
+class InvalidChoice(CafeNetError, ValueError):
+    """Another pruner's choice of channels that is no sub-network of the space. The message names layers and remedy."""

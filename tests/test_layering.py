@@ -27,6 +27,9 @@ ORDER = [
     "files",
     "distributed",
     "growing",
+    "peers.choice",
+    "peers.masks",
+    "peers.pruned",
     "export.slicing",
     "export.slim_file",
     "tracing.example",
@@ -65,8 +68,10 @@ ORDER = [
     "report",
     "result",
     "run",
+    "nas.compat",
+    "export.speedup",
 ]
-# whatever is not in the list stands below all of it, in any order among itself: compare, demo, cli, nas, other exports
+# whatever is not in the list stands below all of it, in any order among itself: compare, demo, cli, the rest of nas
 
 # who may import a third party
 ROOMS = {

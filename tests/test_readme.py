@@ -10,6 +10,8 @@ import pytest
 
 import nni_cafenet
 from nni_cafenet.cli import main
+from tests.built import built, some_subnetworks
+from tests.models import example
 
 ROOT = Path(nni_cafenet.__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -36,6 +38,18 @@ def test_python_in_the_readme_imports_names_that_exist(block):
     ]
     assert names
     assert all(name in nni_cafenet._NNI or hasattr(nni_cafenet, name) for name in names)
+
+
+def test_the_section_on_speedup_and_peers_runs():
+    (block,) = (block for block in blocks("python") if "ModelSpeedup" in block)
+    model, space = built("residual")
+    sub = some_subnetworks(space)[-1]
+    names = {"model": model, "space": space, "sub": sub, "images": example()}
+    exec(block, names)
+    slim = nni_cafenet.slice_model(model, space, sub).state_dict()
+    for quick in (names["quick"].state_dict(), names["by_hand"].state_dict()):
+        assert all(tensor.shape == quick[key].shape for key, tensor in slim.items())
+    assert names["slim"].inner1[0].out_channels == 5
 
 
 def test_commands_in_the_readme_have_the_options_shown(capsys):

@@ -5,15 +5,15 @@ from __future__ import annotations
 import copy
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from nni_cafenet.checkpoint import Checkpoint
+from nni_cafenet.checkpoint import Checkpoint, Memory
 from nni_cafenet.cost import Budget, Limits
 from nni_cafenet.errors import CafeNetError, InvalidBatches
 from nni_cafenet.modes import evaluating, seeded
@@ -104,13 +104,10 @@ def search_widths(
     seconds: dict[str, float] = {}
 
     start = time.perf_counter()
-    fit(
-        supernet.model.train(), train_batches, recipe,
-        _supernet_step(MinMin(supernet, sharing, training, int(random_share * steps), seed), loss_of),
-        seed=seed, checkpoint=_in_folder(checkpoint, "supernet", settings),
-        label="supernet", progress=progress,
+    train_supernet(
+        supernet, train_batches, recipe, MinMin(supernet, sharing, training, int(random_share * steps), seed), loss_of,
+        checkpoint=_in_folder(checkpoint, "supernet", settings), progress=progress,
     )  # fmt: skip
-    supernet.model.eval()
     seconds["supernet"] = time.perf_counter() - start
 
     recalibration = first_batches(train_batches, recalibrate_batches, seed=seed, model=supernet.model)
@@ -125,12 +122,30 @@ def search_widths(
     )  # fmt: skip
 
 
-class Memory(Protocol):
-    """Where a search keeps its state: a Checkpoint, or anything that gives back what it was given."""
+def train_supernet(
+    supernet: Supernet,
+    train_batches: Iterable[Any],
+    recipe: Recipe,
+    training: MinMin,
+    loss_fn: LossFn,
+    *,
+    checkpoint: Memory | None = None,
+    progress: bool = True,
+    on_epoch: Callable[[], None] | None = None,
+) -> None:
+    """The half of :func:`search_widths` that comes before the search: train by min-min, then set eval mode.
 
-    def load(self) -> dict[str, Any] | None: ...
-
-    def save(self, state: Mapping[str, Any]) -> None: ...
+    Args:
+        supernet: trained in place.
+        training: its seed is that of the loader's shuffling too.
+        checkpoint: goes on from the state in it.
+        on_epoch: called after every epoch; it must not change the model.
+    """
+    fit(
+        supernet.model.train(), train_batches, recipe, _supernet_step(training, loss_fn),
+        seed=training.seed, checkpoint=checkpoint, label="supernet", progress=progress, on_epoch=on_epoch,
+    )  # fmt: skip
+    supernet.model.eval()
 
 
 def search_supernet(
@@ -228,12 +243,17 @@ def _search(
 
 def _try_score(supernet: Supernet, score_fn: ScoreFn, valid_batches: Iterable[Any]) -> None:
     """Score the full network before anything is trained: a broken score function should not cost a night."""
-    once = isinstance(valid_batches, Iterator)
-    if once or not first_batches(valid_batches, 1, seed=0, model=supernet.model):
-        raise InvalidBatches("valid_batches yields nothing, or only once: give a DataLoader or a list of batches")
+    check_valid_batches(valid_batches, supernet.model)
     sub = SubNetwork.fixed(supernet.space.largest)
     with torch.no_grad(), supernet.running(sub) as model, evaluating(model), seeded(0, 0, model):
         checked_score(score_fn(model, valid_batches))
+
+
+def check_valid_batches(valid_batches: Iterable[Any], model: nn.Module) -> None:
+    """Raise InvalidBatches where there is nothing to score on, or nothing the second time."""
+    once = isinstance(valid_batches, Iterator)
+    if once or not first_batches(valid_batches, 1, seed=0, model=model):
+        raise InvalidBatches("valid_batches yields nothing, or only once: give a DataLoader or a list of batches")
 
 
 def _to_plain(found: Candidate) -> dict[str, Any]:

@@ -75,7 +75,7 @@ ROOMS = {
 }
 PURE = ("errors", "widths", "cost", "sharing", "frozen", "preflight", "space", "search.")  # without torch
 # the doors of nni_cafenet/__init__.py
-LAZY = {("", "nas.model_space"), ("", "nas.strategy")}
+LAZY = {("", "nas.model_space"), ("", "nas.profiler"), ("", "nas.strategy")}
 
 
 def module_name(path: Path) -> str:

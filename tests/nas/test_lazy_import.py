@@ -22,5 +22,6 @@ def test_nothing_but_the_adapter_needs_nni_and_that_says_so():
     ran = subprocess.run([sys.executable, "-W", "ignore", "-c", CODE], capture_output=True, text=True, check=True)
     imported, without_nni, without_lightning = ran.stdout.splitlines()
     assert imported == "[]"
-    assert without_nni.startswith("CafeNet and WidthModelSpace need nni, not installed here: pip install 'nni>=3.0,<4'")
-    assert without_lightning.startswith("CafeNet and WidthModelSpace need pytorch_lightning, not installed here: pip")
+    needed = "CafeNet, WidthModelSpace and its profilers need {}, not installed here: pip install 'nni>=3.0,<4'"
+    assert without_nni.startswith(needed.format("nni"))
+    assert without_lightning.startswith(needed.format("pytorch_lightning"))

@@ -47,7 +47,7 @@ def confirm(
         memory: what was confirmed before is not submitted again.
 
     Raises:
-        InvalidScore: no trial reported a finite number.
+        InvalidScore: there were trials, and none reported a finite number.
     """
     known: dict[str, Any] = memory.load() or {}
     trials: dict[Candidate, ExecutableModelSpace] = {}
@@ -71,6 +71,8 @@ def confirm(
     if trials:
         engine.wait_models(*trials.values())
         collect()
+    if not known:
+        return []
     confirmed = [
         Confirmed(rescored(candidate, known[_name(candidate)]), _network(trials.get(candidate)))
         for candidate in wanted

@@ -53,9 +53,10 @@ def confirm(
     trials: dict[Candidate, ExecutableModelSpace] = {}
     wanted = list(candidates)
 
-    def collect() -> None:
+    def collect(*, everything: bool = False) -> None:
         for candidate, trial in trials.items():
-            if trial.status.completed() and _name(candidate) not in known:
+            # a training service may end the trial of one model and report the metric of another: at the end all are in
+            if _name(candidate) not in known and (trial.metric is not None or everything):
                 known[_name(candidate)] = _metric(trial)
         memory.save(known)
 
@@ -70,7 +71,7 @@ def confirm(
         collect()
     if trials:
         engine.wait_models(*trials.values())
-        collect()
+        collect(everything=True)
     if not known:
         return []
     confirmed = [

@@ -151,6 +151,7 @@ class CafeNet(OneShotStrategy):
         self._ranking = Ranking(lower, self.penalty)
         self._supernet = Supernet(net, space)
         self._progress = Progress({"settings": repr(self), "space": space.fingerprint()}, self.checkpoint)
+        self._progress.get("begun")  # a folder of other settings is refused here
         self._work = self._work_of(evaluator)
         # what happens in this process does so on an engine of its own where the experiment's is a training service
         self._here = engine if isinstance(engine, SequentialExecutionEngine) else SequentialExecutionEngine()
@@ -217,7 +218,7 @@ class CafeNet(OneShotStrategy):
                 self._ranked()[: self.top_k], self.engine, trial_of=self._trial, rescored=self._rescored,
                 may_submit=self.wait_for_resource, memory=self._progress.part("confirmed"),
             )  # fmt: skip
-            logger.info("best of %d confirmed: %s", len(self._confirmed), self._confirmed[0].candidate)
+            logger.info("confirmed, the best first: %s", [one.candidate for one in self._confirmed])
 
     def _score(self, model: nn.Module, batches: Iterable[Any]) -> float:
         """The ScoreFn: `model`, running as a sub-network, through the evaluator's validation; it knows the batches."""

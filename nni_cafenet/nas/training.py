@@ -68,7 +68,7 @@ class MinMinModule(BaseOneShotLightningModule):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            if name == "training_module":  # not set yet
+            if name.startswith("_") or name == "training_module":  # what Lightning keeps of a module, and not set yet
                 raise
             return getattr(self.training_module, name)
 

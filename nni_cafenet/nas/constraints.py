@@ -13,6 +13,7 @@ from nni.nas.oneshot.pytorch.profiler import RangeProfilerFilter
 
 from nni_cafenet.cost import Budget, CostModel, Limits
 from nni_cafenet.errors import CafeNetError
+from nni_cafenet.nas.model_space import WidthModelSpace
 from nni_cafenet.nas.profiler import WidthFlopsProfiler, WidthParamsProfiler
 from nni_cafenet.search.searcher import Candidate, Searcher, draw_within
 from nni_cafenet.space import SearchSpace
@@ -48,9 +49,8 @@ def limits_under(space: SearchSpace, budget: Budget | None, filter: Filter | Non
         InfeasibleBudget: see Budget.limits.
         TypeError: neither bounds anything.
     """
-    bounds = {WidthFlopsProfiler: "max_macs", WidthParamsProfiler: "max_params"}
-    name = bounds.get(type(filter.profiler)) if isinstance(filter, RangeProfilerFilter) else None
-    bound = Budget(**{name: filter.max_value}) if name and filter.max_value is not None else None  # type: ignore
+    name = _limit_of(filter)
+    bound = Budget(**{name: filter.max_value}) if name else None  # type: ignore[arg-type, union-attr]
     found = [space.limits(asked) for asked in (budget, bound) if asked is not None]
     if not found:
         raise TypeError(
@@ -136,7 +136,26 @@ class Constrained:
         return Candidate(SubNetwork.fixed(widths), -math.inf, cost.macs(widths), cost.params(widths))
 
 
-def upper_part(filter: Filter) -> Filter:
+def on_widths(filter: Filter | None, model_space: WidthModelSpace) -> Admits:
+    """`filter` as a question about widths, but for what of it is among the limits; None admits all."""
+    if filter is None:
+        return lambda widths: True
+    if _limit_of(filter):
+        # which a searcher heeds, or passes on its way down, as a greedy one does
+        least = -math.inf if filter.min_value is None else filter.min_value  # type: ignore[attr-defined]
+        profiler = filter.profiler  # type: ignore[attr-defined]
+        return lambda widths: bool(profiler.profile(model_space.sample_of(widths)) >= least)
+    return lambda widths: bool(filter(model_space.sample_of(widths)))
+
+
+def _limit_of(filter: Filter | None) -> str | None:
+    """The name of the limit that `filter` sets, where it sets one."""
+    if not isinstance(filter, RangeProfilerFilter) or filter.max_value is None:
+        return None
+    return {WidthFlopsProfiler: "max_macs", WidthParamsProfiler: "max_params"}.get(type(filter.profiler))
+
+
+def upper_part(filter: Filter | None) -> Filter | None:
     """What of `filter` bounds samples from above: of a range its max, of a function all of it."""
     if not isinstance(filter, RangeProfilerFilter):
         return filter

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from nni.nas.evaluator import FunctionalEvaluator
-from nni.nas.execution import ExecutionEngine, SequentialExecutionEngine
+from nni.nas.execution import ExecutionEngine
 from nni.nas.oneshot.pytorch.profiler import SampleProfilerPenalty
 from nni.nas.oneshot.pytorch.strategy import OneShotStrategy
 from nni.nas.space import ExecutableModelSpace, ModelStatus, RawFormatModelSpace, SimplifiedModelSpace
@@ -18,7 +18,8 @@ from torch import nn
 
 from nni_cafenet.cost import Budget
 from nni_cafenet.nas.confirmation import Confirmed, confirm
-from nni_cafenet.nas.constraints import Constrained, Filter, as_filter, limits_under, upper_part
+from nni_cafenet.nas.constraints import Constrained, Filter, as_filter, limits_under, on_widths, upper_part
+from nni_cafenet.nas.engines import engine_here, user_space
 from nni_cafenet.nas.evaluation import LightningWork, Work, metric_is_an_error
 from nni_cafenet.nas.functional import FunctionalWork, Lesson
 from nni_cafenet.nas.model_space import WidthModelSpace
@@ -35,7 +36,6 @@ from nni_cafenet.supernet.objectives import LossFn, ScoreFn, TorchLoss, accuracy
 from nni_cafenet.supernet.recalibrate import recalibrate
 from nni_cafenet.supernet.supernet import Supernet
 from nni_cafenet.train import OptimizerFn, Recipe, ScheduleFn, cosine, sgd
-from nni_cafenet.widths import Widths
 
 logger = logging.getLogger(f"nni.{__name__}")  # under nni, so that NNI's log files hold it
 
@@ -112,9 +112,7 @@ class CafeNet(OneShotStrategy):
         if not isinstance(budget, Budget | None):
             raise TypeError(f'budget must be a Budget, such as Budget(max_macs="50%"), but got {budget!r}')
         if mutation_hooks:
-            raise TypeError(
-                "CafeNet takes no mutation_hooks: it trains the model's own layers, and hooks would replace them"
-            )
+            raise TypeError("CafeNet takes no mutation_hooks: it trains the model's own layers and replaces none")
         check_numbers(random_share, recalibrate_batches)
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1, but got {top_k}")
@@ -139,22 +137,22 @@ class CafeNet(OneShotStrategy):
     # ---- before the run: everything is checked
 
     def _initialize(self, model_space: ExecutableModelSpace, engine: ExecutionEngine) -> ExecutableModelSpace:
-        supernet = self.mutate_model(_width_space(model_space, engine))
+        supernet = self.mutate_model(user_space(model_space, engine))
         net, space, evaluator = supernet.net, supernet.space, model_space.evaluator
         self._limits = limits_under(space, self.budget, self.filter)
         self._constrained = Constrained(
-            self.searcher, _on_widths(self.filter, supernet), engine.budget_available,
-            below=_on_widths(self.filter and upper_part(self.filter), supernet),
+            self.searcher, on_widths(self.filter, supernet), engine.budget_available,
+            below=on_widths(upper_part(self.filter), supernet),
         )  # fmt: skip
         self._constrained.check(space, self._limits, seed=self.seed)
         lower = metric_is_an_error(evaluator) if self.lower_is_better is None else self.lower_is_better
         self._ranking = Ranking(lower, self.penalty)
         self._supernet = Supernet(net, space)
-        self._progress = Progress({"settings": repr(self), "space": space.fingerprint()}, self.checkpoint)
+        settings = {"settings": repr(self), "recipe": self.lesson.recipe.settings(), "space": space.fingerprint()}
+        self._progress = Progress(settings, self.checkpoint)
         self._progress.get("begun")  # a folder of other settings is refused here
         self._work = self._work_of(evaluator)
-        # what happens in this process does so on an engine of its own where the experiment's is a training service
-        self._here = engine if isinstance(engine, SequentialExecutionEngine) else SequentialExecutionEngine()
+        self._here = engine_here(engine)
         self._mutated_model_space = RawFormatModelSpace(supernet, self._work.training)
         self._mutated_model_space.status = ModelStatus.Frozen
         return model_space
@@ -170,14 +168,10 @@ class CafeNet(OneShotStrategy):
 
     def _work_of(self, evaluator: Any) -> Work:
         if isinstance(evaluator, FunctionalEvaluator):
-            memory = self._progress.part("training")
-            return FunctionalWork(
-                self.lesson, self._supernet, self._ranking, self._minmin, memory, self.recalibrate_batches
-            )  # fmt: skip
+            learned, batches = self._progress.part("training"), self.recalibrate_batches
+            return FunctionalWork(self.lesson, self._supernet, self._ranking, self._minmin, learned, batches)
         if self.lesson.train_batches is not None or self.lesson.valid_batches is not None:
-            raise TypeError(
-                "train_batches and valid_batches are for a FunctionalEvaluator: leave them to a Lightning evaluator"
-            )
+            raise TypeError("train_batches and valid_batches are for a FunctionalEvaluator: Lightning's has its own")
         return LightningWork(evaluator, self._supernet, self._minmin, self.recalibrate_batches, self.checkpoint)
 
     def _minmin(self, steps: float) -> MinMin:
@@ -209,10 +203,10 @@ class CafeNet(OneShotStrategy):
             self._supernet, (), self._score, self._calibration, work.loss_fn, self.sharing, self.score_candidates,
             self.seed, ranking=self._ranking, model_space=self.supernet,
         )  # fmt: skip
-        memory = self._progress.part("search")
-        self.result = search_supernet(scorer, self._constrained, self._limits, checkpoint=memory)
+        progress = self._progress.part("search")
+        self.result = search_supernet(scorer, self._constrained, self._limits, checkpoint=progress)
         self.supernet.best.update({found.subnetwork.widths: found.subnetwork for found in self.result.history})
-        logger.info("best of %d widths: %s", len(self.result.history), self.result.best)
+        logger.info("best of %d widths: %s", len(self.result.history), self._ranked()[0])
         if work.confirms or self._here is not self.engine:
             self._confirmed = confirm(
                 self._ranked()[: self.top_k], self.engine, trial_of=self._trial, rescored=self._rescored,
@@ -231,7 +225,10 @@ class CafeNet(OneShotStrategy):
 
     def _ranked(self) -> list[Candidate]:
         assert self.result is not None
-        return sorted(self.result.history, key=lambda candidate: (-candidate.score, candidate.macs))
+        cost = self._supernet.space.cost
+        # a searcher may pass larger ones on its way
+        within = [found for found in self.result.history if self._limits.admit(cost, found.subnetwork.widths)]
+        return sorted(within, key=lambda candidate: (-candidate.score, candidate.macs))
 
     def _rescored(self, candidate: Candidate, metric: float) -> Candidate:
         sample = self.supernet.sample_of(candidate.subnetwork.widths)
@@ -299,27 +296,3 @@ class CafeNet(OneShotStrategy):
         self._progress.load_state_dict(state_dict)
         self._work.load_state_dict(state_dict)
         self._state_refused = False
-
-
-def _width_space(model_space: ExecutableModelSpace, engine: ExecutionEngine) -> Any:
-    """The user's model space, out of the format in which NNI hands it over.
-
-    Raises:
-        TypeError: another format, or the raw one, which holds weights and so stays in this process, for an engine that
-            does not.
-    """
-    here = isinstance(engine, SequentialExecutionEngine)
-    if isinstance(model_space, RawFormatModelSpace) and here:
-        return model_space.model_space
-    if isinstance(model_space, SimplifiedModelSpace):
-        return model_space.model.get(traceable=False)
-    raise TypeError(
-        f"CafeNet cannot use a {type(model_space).__name__} on a {type(engine).__name__}: leave out the experiment's "
-        f'config, or give NasExperimentConfig("ts", "simplified", "local") to confirm models by a training service'
-    )
-
-
-def _on_widths(filter: Filter | None, space: WidthModelSpace) -> Callable[[Widths], bool]:
-    if filter is None:
-        return lambda widths: True
-    return lambda widths: bool(filter(space.sample_of(widths)))

@@ -204,3 +204,5 @@ def test_a_folder_of_other_settings_is_refused(experiments, tmp_path):
     kill(experiments("functional", Fuse("step", 7), folder=tmp_path))
     with pytest.raises(CheckpointMismatch, match=r"belongs to other settings \(settings: .*recalibrate_batches=4"):
         experiments("functional", folder=tmp_path, recalibrate_batches=5).run()
+    with pytest.raises(CheckpointMismatch, match=r"belongs to other settings \(recipe: .*'epochs': 3"):
+        experiments("functional", folder=tmp_path, epochs=4).run()

@@ -4,7 +4,10 @@ import pytest
 import torch
 from nni.nas.evaluator import Evaluator
 from nni.nas.evaluator.pytorch import Classification, ClassificationModule, Lightning, Trainer
+from nni.nas.execution import Middleware
+from nni.nas.experiment.config import SimplifiedModelFormatConfig
 from nni.nas.nn.pytorch import LayerChoice, ModelSpace
+from nni.nas.space import RawFormatModelSpace
 from pytorch_lightning import LightningDataModule
 from torch import nn
 
@@ -18,6 +21,8 @@ from nni_cafenet import (
     InvalidScore,
     RandomSearch,
     Supernet,
+    UnsupportedModel,
+    WidthModelSpace,
     accuracy,
     count_macs,
     cross_entropy,
@@ -257,6 +262,26 @@ class Branches(ModelSpace):
 def test_refuses_another_model_space(loaders, make_strategy, make_experiment):
     with pytest.raises(TypeError, match=r"is a Branches: give NasExperiment a WidthModelSpace\(factory"):
         make_experiment(Branches(), untrainable(loaders), make_strategy()).run()
+
+
+def test_refuses_a_space_without_widths():
+    with pytest.raises(UnsupportedModel, match="nothing"):
+        WidthModelSpace(lambda: nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), example_shape=(1, 1, 2, 2))
+
+
+def test_refuses_a_raw_model_on_a_training_service(make_space, make_evaluator, make_strategy):
+    model = RawFormatModelSpace.from_model(make_space(), make_evaluator())
+    with pytest.raises(
+        TypeError, match=r"RawFormatModelSpace on a Middleware: .*NasExperimentConfig"
+    ):
+        make_strategy().initialize(model, Middleware())
+
+
+def test_a_simplified_model_runs_here_too(make_space, make_evaluator, make_strategy, make_experiment):
+    experiment = make_experiment(make_space(), make_evaluator(limit_train_batches=1), make_strategy())
+    experiment.config.model_format = SimplifiedModelFormatConfig()
+    experiment.run()
+    assert type(experiment.export_top_models(formatter="instance")[0]) is DigitsNet
 
 
 def test_refuses_an_infeasible_budget(loaders, make_space, make_strategy, make_experiment):

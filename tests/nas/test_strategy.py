@@ -271,9 +271,7 @@ def test_refuses_a_space_without_widths():
 
 def test_refuses_a_raw_model_on_a_training_service(make_space, make_evaluator, make_strategy):
     model = RawFormatModelSpace.from_model(make_space(), make_evaluator())
-    with pytest.raises(
-        TypeError, match=r"RawFormatModelSpace on a Middleware: .*NasExperimentConfig"
-    ):
+    with pytest.raises(TypeError, match=r"RawFormatModelSpace on a Middleware: .*NasExperimentConfig"):
         make_strategy().initialize(model, Middleware())
 
 

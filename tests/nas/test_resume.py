@@ -146,17 +146,29 @@ def test_a_killed_run_goes_on_from_its_folder(kind, moment, experiments, unbroke
     assert_same(outcome(again), unbroken[kind])
 
 
-@pytest.mark.parametrize("moment", [("step", 12), ("score", 8)], ids=str)
-@pytest.mark.parametrize("kind", ["lightning", "functional"])
+@pytest.mark.parametrize(
+    ("kind", "moment"),
+    [
+        ("lightning", ("step", 12)),
+        ("lightning", ("score", 8)),
+        ("functional", ("step", 28)),
+        ("functional", ("score", 8)),
+    ],
+    ids=str,
+)
 def test_an_interrupted_experiment_is_resumed_by_nni(kind, moment, experiments, unbroken, tmp_path, monkeypatch):
     monkeypatch.setattr("nni_cafenet.run.SECONDS_BETWEEN_SAVES", 0.0)
     keeper = ModelCheckpoint(tmp_path, save_last=True) if kind == "lightning" else None
     first = experiments(kind, Fuse(*moment), keeper=keeper)
     kill(first)
     first.stop()  # NNI's own hook at the end of the process: it saves
+    parts = first.strategy.state_dict()["parts"]
+    assert "begun" in parts and ("supernet" in parts) == (moment[0] == "score")
+    assert kind == "lightning" or "training" in parts  # of the last epoch's end, though training had gone on
     torch.manual_seed(99)
     again = experiments(kind, identity=first.id)
     again.resume()
+    assert getattr(again.evaluator, "fit_kwargs", {}) == {}  # the user's own, in which NNI would write
     assert_same(outcome(again), unbroken[kind])
 
 

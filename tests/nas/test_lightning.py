@@ -199,7 +199,3 @@ def test_a_data_modules_own_transfer_counts(loaders, make_space, make_strategy, 
     slim = model.executable_model()
     ((images, _),) = strategy._calibration
     torch.testing.assert_close(slim.stem[1].running_mean, slim.stem[0](images * 3).mean((0, 2, 3)))
-
-
-def test_the_evaluators_own_arguments_stay_as_they_were(searched):
-    assert searched.evaluator.fit_kwargs == {}

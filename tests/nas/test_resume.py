@@ -168,7 +168,6 @@ def test_an_interrupted_experiment_is_resumed_by_nni(kind, moment, experiments, 
     torch.manual_seed(99)
     again = experiments(kind, identity=first.id)
     again.resume()
-    assert getattr(again.evaluator, "fit_kwargs", {}) == {}  # the user's own, in which NNI would write
     assert_same(outcome(again), unbroken[kind])
 
 

@@ -58,13 +58,20 @@ from nni_cafenet.widths import Widths as Widths
 
 if TYPE_CHECKING:
     from nni_cafenet.nas.model_space import WidthModelSpace as WidthModelSpace
+    from nni_cafenet.nas.profiler import WidthFlopsProfiler as WidthFlopsProfiler
+    from nni_cafenet.nas.profiler import WidthParamsProfiler as WidthParamsProfiler
     from nni_cafenet.nas.strategy import CafeNet as CafeNet
 
-_NNI = {"CafeNet": "nni_cafenet.nas.strategy", "WidthModelSpace": "nni_cafenet.nas.model_space"}
+_NNI = {
+    "CafeNet": "nni_cafenet.nas.strategy",
+    "WidthModelSpace": "nni_cafenet.nas.model_space",
+    "WidthFlopsProfiler": "nni_cafenet.nas.profiler",
+    "WidthParamsProfiler": "nni_cafenet.nas.profiler",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """CafeNet and WidthModelSpace load on first use: they need nni and pytorch_lightning, the rest does not."""
+    """What is for NNI loads on first use: it needs nni and pytorch_lightning, the rest does not."""
     if name not in _NNI:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib

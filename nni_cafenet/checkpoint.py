@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -18,6 +18,14 @@ logger = logging.getLogger(__name__)
 
 VERSION = 1
 PLAIN = (str, int, float, bool, type(None))  # exactly: numpy's float64 is a float, and torch.load refuses it
+
+
+class Memory(Protocol):
+    """Where something keeps its state: a Checkpoint, or anything that gives back what it was given."""
+
+    def load(self) -> dict[str, Any] | None: ...
+
+    def save(self, state: Mapping[str, Any]) -> None: ...
 
 
 class Checkpoint:

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 from tqdm.auto import tqdm
 
-from nni_cafenet.checkpoint import Checkpoint
+from nni_cafenet.checkpoint import Memory
 from nni_cafenet.distributed import average_gradients, rank, world_size
 from nni_cafenet.errors import InvalidBatches, TrainingDiverged
 from nni_cafenet.modes import seeded
@@ -71,7 +71,7 @@ def train_model(
     *,
     loss_fn: LossFn | TorchLoss | nn.Module,
     seed: int = 0,
-    checkpoint: Checkpoint | None = None,
+    checkpoint: Memory | None = None,
     label: str = "training",
     progress: bool = True,
 ) -> list[float]:
@@ -108,15 +108,17 @@ def fit(
     step: StepFn,
     *,
     seed: int,
-    checkpoint: Checkpoint | None,
+    checkpoint: Memory | None,
     label: str,
     progress: bool,
+    on_epoch: Callable[[], None] | None = None,
 ) -> list[float]:
     """Run `step` on every batch of every epoch; see :func:`train_model`.
 
     Every epoch seeds torch anew, inside a fork of its generators, so that epoch 7 is the same whether or not the six
     before it ran in this process; a resume in the middle of an epoch skips the batches that were trained on. Where
-    several processes train together, each draws other random numbers, and states are saved after epochs only.
+    several processes train together, each draws other random numbers, and states are saved after epochs only. What
+    `on_epoch` does at the end of each must not change the model.
     """
     per_epoch = count_batches(batches)
     optimizer = recipe.optimizer_fn([parameter for parameter in model.parameters() if parameter.requires_grad])
@@ -163,6 +165,8 @@ def fit(
             place.epoch, place.step, place.loss_sum = place.epoch + 1, 0, 0.0
             save(None)
             saved = time.monotonic()
+            if on_epoch is not None:
+                on_epoch()
     optimizer.zero_grad(set_to_none=True)
     return place.losses
 

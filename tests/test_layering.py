@@ -67,6 +67,7 @@ ORDER = [
     "plots",
     "report",
     "result",
+    "phases",
     "run",
     "nas.compat",
     "export.speedup",
@@ -82,7 +83,7 @@ ROOMS = {
 }
 PURE = ("errors", "widths", "cost", "sharing", "frozen", "preflight", "space", "search.")  # without torch
 # the doors of nni_cafenet/__init__.py
-LAZY = {("", "nas.model_space"), ("", "nas.strategy")}
+LAZY = {("", "nas.model_space"), ("", "nas.profiler"), ("", "nas.strategy")}
 
 
 def module_name(path: Path) -> str:

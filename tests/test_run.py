@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-import nni_cafenet.run
+import nni_cafenet.phases
 import nni_cafenet.train
 from nni_cafenet import (
     Budget,
@@ -103,7 +103,7 @@ def assert_same(left: Result, right: Result) -> None:
 @pytest.fixture
 def save_always(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nni_cafenet.train, "SECONDS_BETWEEN_SAVES", -1.0)
-    monkeypatch.setattr(nni_cafenet.run, "SECONDS_BETWEEN_SAVES", -1.0)
+    monkeypatch.setattr(nni_cafenet.phases, "SECONDS_BETWEEN_SAVES", -1.0)
 
 
 def killed_score(call: int) -> Callable[[nn.Module, Any], float]:

@@ -8,7 +8,7 @@ _missing = [package for package in ("nni", "pytorch_lightning") if find_spec(pac
 if _missing:
     # nni.nas imports pytorch_lightning without saying so: its own error would name a file deep inside of nni
     raise ModuleNotFoundError(
-        f"CafeNet, WidthModelSpace and NNI's speedup need {' and '.join(_missing)}, not installed here: "
+        f"CafeNet, WidthModelSpace, its profilers and NNI's speedup need {' and '.join(_missing)}, not installed here: "
         f"pip install 'nni>=3.0,<4' 'pytorch_lightning>=2.4,<3' 'setuptools<81'",
         name=_missing[0],
     )

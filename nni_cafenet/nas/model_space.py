@@ -87,13 +87,17 @@ class WidthModelSpace(ModelSpace):
         Raises:
             SampleValidationError: a label is missing, or a number of channels is not among its choices.
         """
-        self.validate(sample)
         return slice_model(self.net, self.space, self.subnetwork(sample))
 
     def subnetwork(self, sample: Sample) -> SubNetwork:
         """The sub-network that :meth:`freeze` cuts out."""
-        widths = _widths(self.space, sample)
+        widths = self.widths_of(sample)
         return self.best.get(widths, SubNetwork.fixed(widths))
+
+    def widths_of(self, sample: Sample) -> Widths:
+        """The inverse of :meth:`sample_of`; raises SampleValidationError (see :meth:`freeze`)."""
+        self.validate(sample)
+        return _widths(self.space, sample)
 
     def sample_of(self, widths: Widths) -> dict[str, int]:
         """`widths` as NNI writes them: channels by label."""

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from nni.nas.evaluator.pytorch import LightningModule
+from nni.nas.evaluator.pytorch import Lightning, LightningModule
 from nni.nas.oneshot.pytorch.base_lightning import BaseOneShotLightningModule
+from pytorch_lightning import LightningDataModule
+from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import nn
+from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
-from nni_cafenet.sharing import SharingPattern
-from nni_cafenet.supernet.candidates import Candidates
 from nni_cafenet.supernet.minmin import MinMin
-from nni_cafenet.supernet.objectives import LossFn, checked_loss, to_device
+from nni_cafenet.supernet.objectives import LossFn, checked_loss
 from nni_cafenet.supernet.recalibrate import recalibrate
 from nni_cafenet.supernet.supernet import Supernet
 
 LogCall = tuple[tuple[Any, ...], dict[str, Any]]  # arguments of one self.log
+
+# hooks of the user's module that NNI's wrapper leaves to Lightning's defaults
+FORWARDED = (
+    "configure_callbacks", "configure_gradient_clipping", "lr_scheduler_step", "optimizer_step", "optimizer_zero_grad",
+    "on_before_optimizer_step", "on_before_zero_grad", "on_validation_epoch_start", "on_validation_batch_start",
+    "on_validation_batch_end", "on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer",
+)  # fmt: skip
+RANDOM_STATE = "nni_cafenet_random_state"  # key in Lightning's checkpoints
 
 
 class MinMinModule(BaseOneShotLightningModule):
@@ -30,10 +39,8 @@ class MinMinModule(BaseOneShotLightningModule):
     Args:
         training_module: the evaluator's.
         supernet: of the model that `training_module` trains.
-        sharing: see MinMin.
-        candidates: see MinMin.
-        random_share: of all steps, in which a random candidate learns.
-        seed: see MinMin.
+        training: steps in all -> how they are done.
+        loss_fn: runs a model's forward on training batches, as quiet_loss does.
 
     Attributes:
         calibration: training batches for the full network's BatchNorm statistics, which training sub-networks alone
@@ -44,31 +51,64 @@ class MinMinModule(BaseOneShotLightningModule):
         self,
         training_module: LightningModule,
         supernet: Supernet,
-        sharing: SharingPattern,
-        candidates: Candidates,
-        random_share: float,
-        seed: int,
+        training: Callable[[float], MinMin],
+        loss_fn: LossFn,
     ) -> None:
         super().__init__(training_module)
         self.calibration: Sequence[Any] = ()
-        self._supernet, self._sharing, self._candidates = supernet, sharing, candidates
-        self._random_share, self._seed = random_share, seed
-        self._minmin = MinMin(supernet, sharing, candidates, 0, seed)
+        self._supernet, self._training, self._quiet_loss = supernet, training, loss_fn
+        self._minmin = training(0)
 
     @property
     def automatic_optimization(self) -> bool:
         return True
 
+    def __getattr__(self, name: str) -> Any:
+        """What this wrapper lacks is the user's module's: callbacks are handed the wrapper."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("_") or name == "training_module":  # what Lightning keeps of a module, and not set yet
+                raise
+            return getattr(self.training_module, name)
+
+    def configure_optimizers(self) -> Any:
+        """The user's own.
+
+        Raises:
+            TypeError: several optimizers, which Lightning leaves to manual optimization alone.
+        """
+        configured = self.training_module.configure_optimizers()
+        listed = configured[0] if isinstance(configured, tuple) and len(configured) == 2 else configured
+        if (
+            isinstance(listed, Sequence)
+            and len(listed) > 1
+            and all(isinstance(one, Optimizer | dict) for one in listed)
+        ):
+            raise TypeError(
+                f"{type(self.training_module).__name__}.configure_optimizers() returns {len(listed)} optimizers, which "
+                f"Lightning steps by manual optimization only, and CafeNet chooses the loss to learn from: return one "
+                f"optimizer, with a parameter group for each part of the model"
+            )
+        return configured
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # Lightning keeps no random state, and shuffling after a resume should be that of the unbroken run
+        checkpoint[RANDOM_STATE] = [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
+        self.training_module.on_save_checkpoint(checkpoint)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if RANDOM_STATE in checkpoint:
+            state, *cuda = checkpoint[RANDOM_STATE]
+            torch.set_rng_state(state.cpu())
+            for device, other in zip(range(torch.cuda.device_count()), cuda, strict=False):
+                torch.cuda.set_rng_state(other.cpu(), device)
+        self.training_module.on_load_checkpoint(checkpoint)
+
     def on_train_start(self) -> Any:
         # of batches: Lightning's "stepping batches" are the optimizer's steps
         batches = self.trainer.estimated_stepping_batches * self.trainer.accumulate_grad_batches
-        if self._random_share and batches in (float("inf"), -1):
-            raise ValueError(
-                f"random_share={self._random_share} is a share of all steps, and this trainer has no last one: "
-                f"give it max_epochs or max_steps"
-            )
-        random_steps = int(self._random_share * batches) if self._random_share else 0
-        self._minmin = MinMin(self._supernet, self._sharing, self._candidates, random_steps, self._seed)
+        self._minmin = self._training(batches)
         return super().on_train_start()
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
@@ -88,7 +128,7 @@ class MinMinModule(BaseOneShotLightningModule):
         return loss
 
     def on_validation_start(self) -> Any:
-        recalibrate(self._supernet.model, self.calibration, quiet_loss(self.training_module))
+        recalibrate(self._supernet.model, self.calibration, self._quiet_loss)
         return super().on_validation_start()
 
     def validation_step(self, *args: Any, **kwargs: Any) -> Any:
@@ -102,12 +142,34 @@ class MinMinModule(BaseOneShotLightningModule):
         return super().teardown(stage)
 
 
-def quiet_loss(module: LightningModule) -> LossFn:
-    """`module.training_step` on the model that is set in it, outside of training: nothing is logged."""
+def _forwarded(name: str) -> Callable[..., Any]:
+    def hook(self: MinMinModule, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self.training_module, name)(*args, **kwargs)
+
+    return hook
+
+
+for _name in FORWARDED:
+    setattr(MinMinModule, _name, _forwarded(_name))
+
+
+def quiet_loss(evaluator: Lightning) -> LossFn:
+    """The evaluator's training_step on the model that is set in its module, outside of training: nothing is logged.
+
+    Batches take the way to the device that the evaluator's precision, module and data give them in training.
+    """
+    module, precision, data = evaluator.module, evaluator.trainer.precision_plugin, evaluator.datamodule
+
+    def hook(name: str, *args: Any) -> Any:
+        owner = data if data is not None and is_overridden(name, data, LightningDataModule) else module
+        return getattr(owner, name)(*args)
 
     def loss_fn(model: nn.Module, batch: Any) -> torch.Tensor:
-        with _held_log(module):
-            return _loss_of(module.training_step(to_device(batch, model), 0))
+        device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+        batch = hook("on_before_batch_transfer", precision.convert_input(batch), 0)
+        batch = hook("on_after_batch_transfer", hook("transfer_batch_to_device", batch, device, 0), 0)
+        with _held_log(module), precision.forward_context():
+            return _loss_of(module.training_step(batch, 0))
 
     return loss_fn
 

@@ -74,7 +74,7 @@ def make_evaluator(loaders):
 def make_strategy():
     def make(max_macs="50%", **options):
         options = {"searcher": RandomSearch(evaluations=2), "recalibrate_batches": 4, **options}
-        return CafeNet(Budget(max_macs=max_macs), **options)
+        return CafeNet(max_macs and Budget(max_macs=max_macs), **options)
 
     return make
 

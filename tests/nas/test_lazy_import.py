@@ -28,5 +28,5 @@ def test_nothing_but_the_adapter_needs_nni_and_that_says_so():
     imported, *messages = ran.stdout.splitlines()
     assert imported == "[]"
     for message, missing in zip(messages, ("nni", "pytorch_lightning", "nni"), strict=True):
-        assert message.startswith("CafeNet, WidthModelSpace and NNI's speedup need")
+        assert message.startswith("CafeNet, WidthModelSpace, its profilers and NNI's speedup need")
         assert f" need {missing}, not installed here: pip install 'nni>=3.0,<4'" in message

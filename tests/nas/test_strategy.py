@@ -2,9 +2,12 @@
 
 import pytest
 import torch
-from nni.nas.evaluator import FunctionalEvaluator
+from nni.nas.evaluator import Evaluator
 from nni.nas.evaluator.pytorch import Classification, ClassificationModule, Lightning, Trainer
+from nni.nas.execution import Middleware
+from nni.nas.experiment.config import SimplifiedModelFormatConfig
 from nni.nas.nn.pytorch import LayerChoice, ModelSpace
+from nni.nas.space import RawFormatModelSpace
 from pytorch_lightning import LightningDataModule
 from torch import nn
 
@@ -12,13 +15,14 @@ import nni_cafenet.supernet.minmin as minmin
 from nni_cafenet import (
     Budget,
     CafeNet,
-    CafeNetError,
     CheckpointMismatch,
     InfeasibleBudget,
     InvalidBatches,
     InvalidScore,
     RandomSearch,
     Supernet,
+    UnsupportedModel,
+    WidthModelSpace,
     accuracy,
     count_macs,
     cross_entropy,
@@ -176,32 +180,6 @@ def test_takes_a_data_module(loaders, make_space, make_evaluator, make_strategy,
 # ---- constraints of NNI
 
 
-def test_filter_refuses_samples(make_space, make_evaluator, make_strategy, make_experiment):
-    seen = []
-
-    def narrow_stem(sample):
-        seen.append(sample)
-        return sample["stem.0"] <= 4
-
-    strategy = make_strategy(searcher=RandomSearch(evaluations=12), filter=narrow_stem)
-    experiment = make_experiment(make_space(), make_evaluator(limit_train_batches=1), strategy)
-    experiment.run()
-    scored = [model.sample for model in strategy.list_models(limit=12)]
-    assert 0 < len(scored) < len(seen) == 12
-    assert all(sample["stem.0"] <= 4 for sample in scored)
-
-
-class Channels:
-    def profile(self, sample):
-        return sum(sample.values())
-
-
-def test_filter_may_be_a_profilers_range(make_space, make_evaluator, make_strategy, make_experiment):
-    strategy = make_strategy(filter={"profiler": Channels(), "max": 1})
-    with pytest.raises(CafeNetError, match=r"RandomSearch\(evaluations=2.*under NNI's constraints asked for no widths"):
-        make_experiment(make_space(), make_evaluator(limit_train_batches=1), strategy).run()
-
-
 def test_the_engines_budget_ends_the_search(make_space, make_evaluator, make_strategy, make_experiment):
     strategy = make_strategy(searcher=RandomSearch(evaluations=100), score_candidates="sampled:1")
     experiment = make_experiment(make_space(), make_evaluator(limit_train_batches=1), strategy)
@@ -257,8 +235,10 @@ class Untrainable(ClassificationModule):
 
 
 class Silent(Untrainable):
-    def on_validation_end(self):
+    def on_validation_epoch_end(self):
         pass
+
+    on_validation_end = on_validation_epoch_end
 
 
 class Manual(Untrainable):
@@ -284,14 +264,32 @@ def test_refuses_another_model_space(loaders, make_strategy, make_experiment):
         make_experiment(Branches(), untrainable(loaders), make_strategy()).run()
 
 
+def test_refuses_a_space_without_widths():
+    with pytest.raises(UnsupportedModel, match="nothing"):
+        WidthModelSpace(lambda: nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), example_shape=(1, 1, 2, 2))
+
+
+def test_refuses_a_raw_model_on_a_training_service(make_space, make_evaluator, make_strategy):
+    model = RawFormatModelSpace.from_model(make_space(), make_evaluator())
+    with pytest.raises(TypeError, match=r"RawFormatModelSpace on a Middleware: .*NasExperimentConfig"):
+        make_strategy().initialize(model, Middleware())
+
+
+def test_a_simplified_model_runs_here_too(make_space, make_evaluator, make_strategy, make_experiment):
+    experiment = make_experiment(make_space(), make_evaluator(limit_train_batches=1), make_strategy())
+    experiment.config.model_format = SimplifiedModelFormatConfig()
+    experiment.run()
+    assert type(experiment.export_top_models(formatter="instance")[0]) is DigitsNet
+
+
 def test_refuses_an_infeasible_budget(loaders, make_space, make_strategy, make_experiment):
     with pytest.raises(InfeasibleBudget, match="smallest possible"):
         make_experiment(make_space(), untrainable(loaders), make_strategy(max_macs="0.1%")).run()
 
 
 def test_refuses_another_evaluator(make_space, make_strategy, make_experiment):
-    with pytest.raises(TypeError, match=r"needs a Lightning evaluator, but got a FunctionalEvaluator: give one of"):
-        make_experiment(make_space(), FunctionalEvaluator(print), make_strategy()).run()
+    with pytest.raises(TypeError, match=r"needs a Lightning evaluator or a FunctionalEvaluator, but got a Evaluator"):
+        make_experiment(make_space(), Evaluator(), make_strategy()).run()
 
 
 def test_refuses_an_evaluator_without_validation_data(loaders, make_space, make_strategy, make_experiment):
@@ -336,6 +334,10 @@ def test_refuses_settings_that_make_no_sense():
         CafeNet("50%")
     with pytest.raises(ValueError, match="random_share must be 0 to 1, but got 2"):
         CafeNet(Budget("50%"), random_share=2)
+    with pytest.raises(ValueError, match="top_k must be at least 1, but got 0"):
+        CafeNet(Budget("50%"), top_k=0)
+    with pytest.raises(TypeError, match="takes no mutation_hooks: it trains the model's own layers"):
+        CafeNet(Budget("50%"), mutation_hooks=[print])
 
 
 def test_lists_nothing_before_the_run():

@@ -1,0 +1,174 @@
+"""What are the two phases of a search? A supernet is trained, then searched; run.py and nas/ put them together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from nni_cafenet.checkpoint import Memory
+from nni_cafenet.cost import Limits
+from nni_cafenet.distributed import from_all, rank, world_size
+from nni_cafenet.errors import CafeNetError, InvalidBatches
+from nni_cafenet.modes import evaluating, seeded
+from nni_cafenet.result import Result
+from nni_cafenet.search.searcher import Candidate, Searcher, draw_within
+from nni_cafenet.space import uniform_widths
+from nni_cafenet.supernet.evaluate import Scorer
+from nni_cafenet.supernet.minmin import MinMin
+from nni_cafenet.supernet.objectives import LossFn, ScoreFn, checked_score
+from nni_cafenet.supernet.supernet import Supernet
+from nni_cafenet.train import Recipe, StepFn, first_batches, fit
+from nni_cafenet.widths import SubNetwork, Widths
+
+SECONDS_BETWEEN_SAVES = 5.0
+
+
+def train_supernet(
+    supernet: Supernet,
+    train_batches: Iterable[Any],
+    recipe: Recipe,
+    training: MinMin,
+    loss_fn: LossFn,
+    *,
+    checkpoint: Memory | None = None,
+    progress: bool = True,
+    on_epoch: Callable[[], None] | None = None,
+) -> None:
+    """The half of :func:`search_widths` that comes before the search: train by min-min, then set eval mode.
+
+    Args:
+        supernet: trained in place.
+        training: its seed is that of the loader's shuffling too.
+        checkpoint: goes on from the state in it.
+        on_epoch: called after every epoch; it must not change the model.
+    """
+    fit(
+        supernet.model.train(), train_batches, recipe, _supernet_step(training, loss_fn),
+        seed=training.seed, checkpoint=checkpoint, label="supernet", progress=progress, on_epoch=on_epoch,
+    )  # fmt: skip
+    supernet.model.eval()
+
+
+def search_supernet(
+    scorer: Scorer,
+    searcher: Searcher,
+    limits: Limits,
+    *,
+    most: int | None = None,
+    checkpoint: Memory | None = None,
+    progress: bool = True,
+    seconds: Mapping[str, float] | None = None,
+) -> Result:
+    """The half of :func:`search_widths` that comes after training: score what `searcher` asks for, and the baselines.
+
+    Args:
+        scorer: of a trained supernet; its seed is the result's.
+        searcher: any, begun here.
+        limits: from space.limits(budget).
+        most: widths to score, where the searcher would ask for more.
+        checkpoint: goes on from the state in it.
+        progress: a bar on stderr, if that is a terminal.
+        seconds: wall time of the phases before, for the result.
+    """
+    start = time.perf_counter()
+    space = scorer.supernet.space
+    drawn = draw_within(space, limits, np.random.default_rng([scorer.seed, 1]))
+    references = [space.largest, uniform_widths(space, limits), drawn]
+    (dense, uniform, random), history = _search(scorer, searcher, limits, references, most, checkpoint, progress)
+    took = {**(seconds or {}), "search": time.perf_counter() - start}
+    return Result(tuple(history), dense, uniform, random, space, scorer.supernet.model, limits, took, scorer.seed)
+
+
+def check_numbers(random_share: float, recalibrate_batches: int) -> None:
+    """Raise ValueError where a number that every front end takes makes no sense."""
+    if not 0 <= random_share <= 1:
+        raise ValueError(f"random_share must be 0 to 1, but got {random_share}")
+    if recalibrate_batches < 1:
+        raise ValueError(f"recalibrate_batches must be at least 1, but got {recalibrate_batches}")
+
+
+def _supernet_step(training: MinMin, loss_fn: LossFn) -> StepFn:
+    def step(batch: Any, number: int) -> float:
+        loss = training.loss(batch, number, loss_fn)
+        loss.backward()
+        return float(loss.detach())
+
+    return step
+
+
+def _search(
+    scorer: Scorer,
+    searcher: Searcher,
+    limits: Limits,
+    references: list[Widths],
+    most: int | None,
+    checkpoint: Memory | None,
+    progress: bool,
+) -> tuple[list[Candidate], list[Candidate]]:
+    space = scorer.supernet.space
+    searcher.begin(space, limits)
+    history: list[Candidate] = []
+    scored: list[Candidate] = []
+    if checkpoint is not None and (state := checkpoint.load()) is not None:
+        searcher.load_state_dict(state["searcher"])
+        history = [_from_plain(plain) for plain in state["history"]]
+        scored = [_from_plain(plain) for plain in state["references"]]
+    saved = time.monotonic()
+
+    def save() -> None:
+        if checkpoint is not None:
+            checkpoint.save({
+                "searcher": searcher.state_dict(), "history": [_to_plain(found) for found in history],
+                "references": [_to_plain(found) for found in scored],
+            })  # fmt: skip
+
+    most = searcher.evaluations if most is None else min(most, searcher.evaluations)
+    with tqdm(total=most, initial=len(history), desc="search", unit="width",
+              disable=None if progress and rank() == 0 else True, leave=False) as bar:  # fmt: skip
+        scored += [scorer.evaluate(widths) for widths in references[len(scored) :]]
+        while len(history) < most and (asked := searcher.ask(min(world_size(), most - len(history)))):
+            own = scorer.evaluate(asked[rank()]) if rank() < len(asked) else None
+            found = [candidate for candidate in from_all(own) if candidate is not None]
+            searcher.tell(found)
+            history += found
+            bar.update(len(found))
+            bar.set_postfix(best=f"{max(other.score for other in history):.4f}", refresh=False)
+            if time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
+                save()
+                saved = time.monotonic()
+    save()
+    if not any(limits.admit(space.cost, found.subnetwork.widths) for found in history):
+        raise CafeNetError(f"{searcher!r} asked for no widths within {limits}, but for {len(history)} larger")
+    return scored, history
+
+
+def try_score(supernet: Supernet, score_fn: ScoreFn, valid_batches: Iterable[Any]) -> None:
+    """Score the full network before anything is trained: a broken score function should not cost a night."""
+    check_valid_batches(valid_batches, supernet.model)
+    sub = SubNetwork.fixed(supernet.space.largest)
+    with torch.no_grad(), supernet.running(sub) as model, evaluating(model), seeded(0, 0, model):
+        checked_score(score_fn(model, valid_batches))
+
+
+def check_valid_batches(valid_batches: Iterable[Any], model: nn.Module) -> None:
+    """Raise InvalidBatches where there is nothing to score on, or nothing the second time."""
+    once = isinstance(valid_batches, Iterator)
+    if once or not first_batches(valid_batches, 1, seed=0, model=model):
+        raise InvalidBatches("valid_batches yields nothing, or only once: give a DataLoader or a list of batches")
+
+
+def _to_plain(found: Candidate) -> dict[str, Any]:
+    kept = [list(bins) for bins in found.subnetwork.kept]
+    return {"kept": kept, "score": found.score, "macs": found.macs, "params": found.params}
+
+
+def _from_plain(plain: dict[str, Any]) -> Candidate:
+    kept = tuple(tuple(bins) for bins in plain["kept"])
+    sub = SubNetwork(Widths(tuple(map(len, kept))), kept)
+    return Candidate(sub, plain["score"], plain["macs"], plain["params"])

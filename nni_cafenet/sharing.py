@@ -38,7 +38,8 @@ class LocallyFree:
     """Base bins on the left, free ones out of a zone around the width's end (eq. 5).
 
     A width c keeps the base bins 1 .. c_b with c_b = max(c - offset - 1, 0), and c - c_b free bins out of the zone
-    c - offset .. c + offset, clipped to what follows the base. Where the first bin differs in size it is always kept.
+    c - offset .. c + offset, clipped to what follows the base. Where the first bin differs in size it is always kept;
+    of bins of other sizes still, those sets stand for a width that hold as many channels as its leftmost bins.
 
     Args:
         offset: r of the paper, at least 0; 1 in all its experiments, 0 is the fixed pattern.
@@ -56,7 +57,8 @@ class LocallyFree:
         if bins.first_is_kept:
             base = max(base, 1)
         zone = range(base, min(width + self.offset, bins.count))
-        return tuple((*range(base), *free) for free in combinations(zone, width - base))
+        found = ((*range(base), *free) for free in combinations(zone, width - base))
+        return tuple(kept for kept in found if bins.are_even or _holds(bins, kept, width))
 
     def draw(self, bins: Bins | int, width: int, rng: np.random.Generator) -> Kept:
         choices = self.choices(bins, width)
@@ -101,7 +103,13 @@ class FullyFree:
         bins = _checked(bins, width)
         first = int(bins.first_is_kept)
         free = rng.choice(np.arange(first, bins.count), size=width - first, replace=False)
-        return (*range(first), *sorted(free.tolist()))
+        kept = (*range(first), *sorted(free.tolist()))
+        return kept if bins.are_even or _holds(bins, kept, width) else tuple(range(width))
+
+
+def _holds(bins: Bins, kept: Kept, width: int) -> bool:
+    """Whether uneven bins hold as many channels as the leftmost do: candidates of one width cost the same."""
+    return sum(bins.edges[k + 1] - bins.edges[k] for k in kept) == bins.channels(width)
 
 
 def _checked(bins: Bins | int, width: int) -> Bins:

@@ -23,18 +23,15 @@ ALWAYS, NEVER = -1, -2  # in the place of a group: a position that is kept in ev
 class Bins:
     """How a group's channels are cut into bins: bin k (from 0) holds channels edges[k] .. edges[k + 1] - 1.
 
-    All bins have one size, but for the first, which takes the remainder (and is then always kept, so that every
-    candidate of one width has the same channel count).
+    Our rules give all bins one size, but for the first, which takes the remainder (and is then always kept, so that
+    every candidate of one width has the same channel count). Those cut at given channel counts may have any sizes.
     """
 
     edges: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        sizes = np.diff(self.edges)
-        if len(self.edges) < 2 or self.edges[0] != 0 or (sizes < 1).any():
+        if len(self.edges) < 2 or self.edges[0] != 0 or (np.diff(self.edges) < 1).any():
             raise ValueError(f"edges of bins must rise from 0 and hold at least one bin, but got {self.edges}")
-        if len(set(sizes[1:].tolist())) > 1:
-            raise ValueError(f"all bins but the first must have one size, but got the sizes {sizes.tolist()}")
 
     @classmethod
     def of_size(cls, channels: int, size: int, *, first: int = 1) -> Bins:
@@ -59,6 +56,11 @@ class Bins:
     def size(self) -> int:
         """Channels in a bin (b_i of eq. 9); the first bin may differ."""
         return self.edges[-1] - self.edges[-2]
+
+    @cached_property
+    def are_even(self) -> bool:
+        """Whether all bins but the first have one size."""
+        return len(set(np.diff(self.edges)[1:].tolist())) < 2
 
     @property
     def first_is_kept(self) -> bool:

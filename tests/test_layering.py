@@ -46,6 +46,7 @@ ORDER = [
     "tracing.trial",
     "tracing.verify",
     "tracing.bins",
+    "tied",
     "tracing.build",
     "widen",
     "search.searcher",

@@ -60,9 +60,10 @@ def test_edges_that_do_not_rise_from_0_are_refused(edges: tuple[int, ...]) -> No
         Bins(edges)
 
 
-def test_bins_of_several_sizes_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"all bins but the first must have one size, but got the sizes \[1, 2, 3\]"):
-        Bins((0, 1, 3, 6))
+def test_bins_may_be_cut_at_given_channel_counts() -> None:
+    assert not Bins((0, 1, 3, 6)).are_even
+    assert Bins((0, 1, 3, 5)).are_even
+    assert [Bins((0, 1, 3, 6)).channels(width) for width in (1, 2, 3)] == [1, 3, 6]
 
 
 def test_a_group_of_a_broken_unit_is_refused() -> None:

@@ -35,6 +35,20 @@ class Lesson:
     score_fn: ScoreFn
     recipe: Recipe
 
+    @property
+    def batches(self) -> tuple[Iterable[Any], Iterable[Any]]:
+        """Those to train on, and those to score on.
+
+        Raises:
+            TypeError: one is missing.
+        """
+        if self.train_batches is None or self.valid_batches is None:
+            raise TypeError(
+                "a FunctionalEvaluator tells how a network is evaluated, but not how a supernet is trained: "
+                "give CafeNet(train_batches=..., valid_batches=..., loss_fn=..., score_fn=..., epochs=...) too"
+            )
+        return self.train_batches, self.valid_batches
+
 
 class FunctionalWork:
     """The work of training and scoring by `lesson`; the evaluator's own function has the last word afterwards.
@@ -64,24 +78,18 @@ class FunctionalWork:
         checkpoint: Memory,
         recalibrate_batches: int,
     ) -> None:
-        if lesson.train_batches is None or lesson.valid_batches is None:
-            raise TypeError(
-                "a FunctionalEvaluator tells how a network is evaluated, but not how a supernet is trained: "
-                "give CafeNet(train_batches=..., valid_batches=..., loss_fn=..., score_fn=..., epochs=...) too"
-            )
-        check_valid_batches(lesson.valid_batches, supernet.model)
+        train_batches, valid_batches = lesson.batches
+        check_valid_batches(valid_batches, supernet.model)
         self.lesson, self.supernet, self.ranking, self.checkpoint = lesson, supernet, ranking, checkpoint
-        self.minmin = training(lesson.recipe.epochs * count_batches(lesson.train_batches))
+        self.minmin = training(lesson.recipe.epochs * count_batches(train_batches))
         self.recalibrate_batches = recalibrate_batches
         self.loss_fn = as_loss(lesson.loss_fn)
         self.training, self.validation = SupernetTraining(self), Scoring(self)
 
     def prepare(self) -> list[Any]:
         """The batches from which BatchNorm statistics are estimated."""
-        assert self.lesson.train_batches is not None
-        return first_batches(
-            self.lesson.train_batches, self.recalibrate_batches, seed=self.minmin.seed, model=self.supernet.model
-        )
+        train_batches, _ = self.lesson.batches
+        return first_batches(train_batches, self.recalibrate_batches, seed=self.minmin.seed, model=self.supernet.model)
 
     def place(self, model: nn.Module) -> None:
         """Nothing: `model` is given to the loss, and is where it is to be run."""

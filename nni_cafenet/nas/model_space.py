@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import nni
@@ -26,7 +28,8 @@ class WidthModelSpace(ModelSpace):
     that of the full model. All arguments are recorded, so a trial in another process can make the model again.
 
     Args:
-        factory: makes the model; importable by name where the space is to be serialised.
+        factory: makes the model; importable by name where the space is to be serialised. Or the model itself, of which
+            a copy with its weights is searched; NNI cannot send one to trials in other processes, only a factory.
         kwargs: what `factory` is called with.
         example_shape: (N, C, H, W) of an input; MACs are counted per image at this size.
         example_inputs: instead of `example_shape`, for models that take something else (see build_space).
@@ -34,7 +37,7 @@ class WidthModelSpace(ModelSpace):
         round_to: channel counts are multiples of this.
         min_channels: the least channels that a group keeps.
         min_bin: the bin size of the group with the highest FLOPs sensitivity.
-        bins: another rule for the bins.
+        bins: another rule for the bins, or other bins for some layers (see build_space).
 
     Attributes:
         net: the full model, whose weights frozen models keep.
@@ -49,7 +52,7 @@ class WidthModelSpace(ModelSpace):
 
     def __init__(
         self,
-        factory: Callable[..., nn.Module],
+        factory: Callable[..., nn.Module] | nn.Module,
         kwargs: Mapping[str, Any] | None = None,
         *,
         example_shape: Sequence[int] | None = None,
@@ -58,7 +61,7 @@ class WidthModelSpace(ModelSpace):
         round_to: int = 1,
         min_channels: int = 1,
         min_bin: float = 1,
-        bins: BinRule | None = None,
+        bins: BinRule | Mapping[str, BinRule | int] | None = None,
     ) -> None:
         super().__init__()
         self.net, self.space = _build(
@@ -105,7 +108,7 @@ class WidthModelSpace(ModelSpace):
 
 
 def _build(
-    factory: Callable[..., nn.Module],
+    factory: Callable[..., nn.Module] | nn.Module,
     kwargs: Mapping[str, Any] | None = None,
     *,
     example_shape: Sequence[int] | None = None,
@@ -117,6 +120,10 @@ def _build(
             "WidthModelSpace needs example_shape=(N, C, H, W), or example_inputs= where the model takes something "
             "else than one tensor, and not both"
         )
+    if isinstance(factory, nn.Module):
+        if kwargs:
+            raise ValueError("kwargs= are for a factory, and this is a model already: leave them out")
+        factory = partial(copy.deepcopy, factory)
     net = factory(**(kwargs or {}))
     if not isinstance(net, nn.Module):
         raise TypeError(

@@ -17,12 +17,12 @@ from nni.nas.space import ExecutableModelSpace, ModelStatus, RawFormatModelSpace
 from torch import nn
 
 from nni_cafenet.cost import Budget
+from nni_cafenet.nas.choices import as_width_space
 from nni_cafenet.nas.confirmation import Confirmed, confirm
 from nni_cafenet.nas.constraints import Constrained, Filter, as_filter, limits_under, on_widths, upper_part
 from nni_cafenet.nas.engines import engine_here, user_space
-from nni_cafenet.nas.evaluation import LightningWork, Work, metric_is_an_error
+from nni_cafenet.nas.evaluation import LightningWork, Work, checked_evaluator, metric_is_an_error, training_batches
 from nni_cafenet.nas.functional import FunctionalWork, Lesson
-from nni_cafenet.nas.model_space import WidthModelSpace
 from nni_cafenet.nas.progress import Progress
 from nni_cafenet.nas.ranking import PenalisedScorer, Ranking, as_penalty, check_ran, reported_metric
 from nni_cafenet.phases import check_numbers, search_supernet
@@ -35,13 +35,13 @@ from nni_cafenet.supernet.minmin import MinMin
 from nni_cafenet.supernet.objectives import LossFn, ScoreFn, TorchLoss, accuracy, cross_entropy
 from nni_cafenet.supernet.recalibrate import recalibrate
 from nni_cafenet.supernet.supernet import Supernet
-from nni_cafenet.train import OptimizerFn, Recipe, ScheduleFn, cosine, sgd
+from nni_cafenet.train import OptimizerFn, Recipe, ScheduleFn, cosine, first_batches, sgd
 
 logger = logging.getLogger(f"nni.{__name__}")  # under nni, so that NNI's log files hold it
 
 
 class CafeNet(OneShotStrategy):
-    """Searches the widths of a WidthModelSpace, in the process of the experiment.
+    """Searches the widths of a WidthModelSpace, or of a hand-written space, in the process of the experiment.
 
     With a Lightning evaluator its trainer trains the supernet, its loss chosen by min-min; its validation reports the
     score of every sub-network. With a FunctionalEvaluator `train_batches`, `valid_batches` and so on do that, and the
@@ -137,8 +137,9 @@ class CafeNet(OneShotStrategy):
     # ---- before the run: everything is checked
 
     def _initialize(self, model_space: ExecutableModelSpace, engine: ExecutionEngine) -> ExecutableModelSpace:
-        supernet = self.mutate_model(user_space(model_space, engine))
-        net, space, evaluator = supernet.net, supernet.space, model_space.evaluator
+        evaluator = model_space.evaluator
+        supernet = as_width_space(user_space(model_space, engine), lambda: self._first_batch(evaluator))
+        net, space = supernet.net, supernet.space
         self._limits = limits_under(space, self.budget, self.filter)
         self._constrained = Constrained(
             self.searcher, on_widths(self.filter, supernet), engine.budget_available,
@@ -157,14 +158,13 @@ class CafeNet(OneShotStrategy):
         self._mutated_model_space.status = ModelStatus.Frozen
         return model_space
 
-    def mutate_model(self, model: Any) -> WidthModelSpace:
-        """`model` itself, if its widths can be searched: nothing of it is replaced."""
-        if not isinstance(model, WidthModelSpace):
-            raise TypeError(
-                f"CafeNet searches the widths of a WidthModelSpace, but the model space is a {type(model).__name__}: "
-                f"give NasExperiment a WidthModelSpace(factory, kwargs=..., example_shape=...)"
-            )
-        return model
+    def _first_batch(self, evaluator: Any) -> Any:
+        """What tells what a hand-written model space takes."""
+        if isinstance(evaluator, FunctionalEvaluator):
+            batches = first_batches(self.lesson.batches[0], 1, seed=self.seed, model=nn.Module())
+        else:
+            batches = training_batches(checked_evaluator(evaluator), 1, seed=self.seed, model=nn.Module())
+        return batches[0] if batches else None
 
     def _work_of(self, evaluator: Any) -> Work:
         if isinstance(evaluator, FunctionalEvaluator):

@@ -27,7 +27,8 @@ def subnetwork_of(space: SearchSpace, kept_units: Sequence[BoolArray | None], *,
             raise InvalidChoice(f"nothing is left of {group.name}: a network keeps at least {bins.channels(1)} of it")
         in_bin = np.add.reduceat(kept, bins.edges[:-1], dtype=np.int64)
         whole = in_bin == np.diff(bins.edges)
-        if (whole | (in_bin == 0)).all() and (whole[0] or not bins.first_is_kept):
+        holds = in_bin[whole].sum() == bins.channels(int(whole.sum()))
+        if (whole | (in_bin == 0)).all() and (whole[0] or not bins.first_is_kept) and holds:
             found.append(tuple(np.flatnonzero(whole).tolist()))
         else:
             found.append(_nearest(bins, in_bin))

@@ -1,9 +1,13 @@
 """WidthModelSpace: widths as NNI's choices, frozen into plain slim models in this process and in a trial's."""
 
+import copy
+import pickle
+
 import nni
 import numpy as np
 import pytest
 import torch
+from nni.common.serializer import PayloadTooLarge
 from nni.mutable import SampleValidationError
 from nni.nas.evaluator import FunctionalEvaluator
 from nni.nas.space import SimplifiedModelSpace
@@ -11,6 +15,7 @@ from nni.nas.space import SimplifiedModelSpace
 from nni_cafenet import LocallyFree, UniformBins, WidthModelSpace, Widths, count_macs, slice_model
 from nni_cafenet.demo import IMAGE_SHAPE, DigitsNet
 from nni_cafenet.tracing.verify import randomise
+from tests.snapshots import Snapshot
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # NNI's own
 
@@ -78,6 +83,45 @@ def test_a_trial_makes_the_slim_model_from_a_serialised_space(make_space):
     assert slim.stem[0].out_channels == space.net.stem[0].out_channels // 2
     assert slim.last[0].out_channels == space.net.last[0].out_channels
     assert count_macs(slim, torch.zeros(IMAGE_SHAPE)) == space.space.cost.macs(space.space.smallest)
+
+
+def test_a_model_keeps_its_weights_and_is_left_alone():
+    model = DigitsNet(width=8)
+    randomise(model, seed=0)
+    before = Snapshot(model)
+    space = WidthModelSpace(model, example_shape=IMAGE_SHAPE, bins={"stem.*": 4, "*": UniformBins(2)})
+    assert space.net is not model
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in space.net.state_dict().items())
+    slim = space.freeze(smallest(space))
+    assert torch.equal(slim.stem[0].weight, model.stem[0].weight[: slim.stem[0].out_channels])
+    assert space.space.bins[0].size == 4
+    before.assert_unchanged()
+
+
+def test_a_model_is_too_large_for_nni_to_send_to_trials():
+    space = WidthModelSpace(DigitsNet(width=8), example_shape=IMAGE_SHAPE, min_bin=2)
+    frozen = SimplifiedModelSpace.from_model(space, FunctionalEvaluator(print)).freeze(smallest(space))
+    with pytest.raises(PayloadTooLarge):
+        nni.dump(frozen)
+
+
+def test_arguments_for_a_model_that_is_made_already_are_refused():
+    with pytest.raises(ValueError, match="kwargs= are for a factory, and this is a model already"):
+        WidthModelSpace(DigitsNet(), {"width": 8}, example_shape=IMAGE_SHAPE)
+
+
+def through_pickle(space):
+    return pickle.loads(pickle.dumps(space))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, through_pickle])
+def test_a_copied_space_freezes_the_same_models(space, copied):
+    other = copied(space)
+    images = torch.randn(2, *IMAGE_SHAPE[1:])
+    sample = smallest(space)
+    assert torch.equal(other.freeze(sample).eval()(images), space.freeze(sample).eval()(images))
+    assert other.simplify().keys() == space.simplify().keys()
+    assert other.space.fingerprint() == space.space.fingerprint()
 
 
 def test_takes_example_inputs_instead_of_a_shape():

@@ -1,7 +1,7 @@
 """What turns an existing experiment of NNI into CafeNet? Two lines, marked below. On scikit-learn's digits: a minute.
 
-    python examples/nni_experiment.py              # CafeNet
-    python examples/nni_experiment.py --before     # the experiment as it was, with NNI's RandomOneShot
+python examples/nni_experiment.py              # CafeNet
+python examples/nni_experiment.py --before     # the experiment as it was, with NNI's RandomOneShot
 """
 
 from __future__ import annotations

@@ -78,6 +78,11 @@ class ChoiceModelSpace(WidthModelSpace):
         super(WidthModelSpace, self).__init__()
         self.written = written
         choices = written.simplify()
+        if not choices:
+            raise UnsupportedModel(
+                f"{type(written).__name__} has no nni.choice: give its layers some, or search every width of it by "
+                f"WidthModelSpace(factory, example_shape=...)"
+            )
         made = _made_channels(written, choices)
         order = {label: _ascending(label, mutable, made) for label, mutable in choices.items()}
         self.values = tuple(order.values())

@@ -176,6 +176,16 @@ def test_a_functional_evaluator_has_the_last_word_on_a_hand_written_space(make_s
     assert sum(parameter.numel() for parameter in slim.parameters()) == max(seen)
 
 
+def test_a_space_without_choices_is_refused():
+    class Plain(hand_written.ModelSpace):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(1, 1)
+
+    with pytest.raises(UnsupportedModel, match=r"Plain has no nni.choice: .* WidthModelSpace\(factory"):
+        ChoiceModelSpace(Plain(), IMAGES)
+
+
 def test_a_model_that_is_no_space_is_refused():
     with pytest.raises(TypeError, match="CafeNet searches the widths of a model space, but got a Linear"):
         as_width_space(nn.Linear(1, 1), lambda: None)

@@ -259,8 +259,8 @@ class Branches(ModelSpace):
         self.branch = LayerChoice([nn.Identity(), nn.ReLU()], label="branch")
 
 
-def test_refuses_another_model_space(loaders, make_strategy, make_experiment):
-    with pytest.raises(TypeError, match=r"is a Branches: give NasExperiment a WidthModelSpace\(factory"):
+def test_refuses_a_model_space_of_other_choices(loaders, make_strategy, make_experiment):
+    with pytest.raises(UnsupportedModel, match="the choice 'branch' decides no layer's number of channels"):
         make_experiment(Branches(), untrainable(loaders), make_strategy()).run()
 
 

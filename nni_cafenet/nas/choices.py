@@ -76,7 +76,7 @@ class ChoiceModelSpace(WidthModelSpace):
 
     def __init__(self, written: ModelSpace, example_inputs: Any) -> None:
         super(WidthModelSpace, self).__init__()
-        self.written = written
+        self._written = (written,)  # in a tuple, for its layers are no part of what is trained
         choices = written.simplify()
         if not choices:
             raise UnsupportedModel(
@@ -92,6 +92,10 @@ class ChoiceModelSpace(WidthModelSpace):
         for mutable in choices.values():
             self.add_mutable(mutable)
         self._compare()
+
+    @property
+    def written(self) -> ModelSpace:
+        return self._written[0]
 
     def widths_of(self, sample: Sample) -> Widths:
         self.validate(sample)

@@ -106,6 +106,10 @@ def test_the_written_space_is_left_as_it_is():
     assert type(written.fc).__name__ == "MutableLinear"
 
 
+def test_none_but_the_network_s_own_layers_are_trained(space):
+    assert [name for name, _ in space.named_parameters()] == [f"net.{name}" for name, _ in space.net.named_parameters()]
+
+
 def test_values_that_are_no_choice_are_refused(space):
     sample = samples(space)[0]
     with pytest.raises(SampleValidationError):

@@ -9,6 +9,7 @@ from nni.mutable import SampleValidationError
 from nni_cafenet import Budget, CafeNetError, Evolution, InfeasibleBudget, RandomSearch, Widths, count_macs
 from nni_cafenet.demo import IMAGE_SHAPE
 from nni_cafenet.nas.constraints import limits_under
+from tests.nas import hand_written
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -34,10 +35,31 @@ def test_profiles_what_the_frozen_model_has(space):
 
 
 def test_refuses_another_space_and_samples_of_another(space):
-    with pytest.raises(TypeError, match="WidthFlopsProfiler profiles a WidthModelSpace, but got a Linear: give it the"):
+    with pytest.raises(TypeError, match="a WidthModelSpace or a hand-written one, but got a Linear: give it the"):
         WidthFlopsProfiler(torch.nn.Linear(1, 1))
     with pytest.raises(SampleValidationError, match="999 not found in"):
         WidthParamsProfiler(space).profile({**space.sample_of(space.space.smallest), "stem.0": 999})
+
+
+def test_a_hand_written_space_is_profiled_too_and_its_filter_is_a_budget(
+    make_strategy, make_evaluator, make_experiment
+):
+    torch.manual_seed(0)
+    written, images = hand_written.Simple(), torch.zeros(IMAGE_SHAPE)
+    profiler = WidthFlopsProfiler(written, images)
+    sample = {"first": 8, "second": 6, "third": 8}
+    assert profiler.profile(sample) == count_macs(written.freeze(sample), images)
+    params = sum(parameter.numel() for parameter in written.freeze(sample).parameters())
+    assert WidthParamsProfiler(written, images).profile(sample) == params
+    most = 0.6 * profiler.profile({"first": 16, "second": 8, "third": 16})
+    samples = scored(
+        written, make_strategy, make_evaluator, make_experiment,
+        max_macs=None, filter=RangeProfilerFilter(profiler, max=most), searcher=RandomSearch(evaluations=4),
+    )  # fmt: skip
+    assert samples
+    assert all(profiler.profile(sample) <= most for sample in samples)
+    with pytest.raises(TypeError, match="needs example_inputs= to count in a hand-written space, such as this Simple"):
+        WidthFlopsProfiler(written)
 
 
 class Channels:

@@ -28,6 +28,7 @@ from nni_cafenet import (
     Evolution,
     LocallyFree,
     RandomSearch,
+    Searcher,
     SearchSpace,
     SubNetwork,
     build_space,
@@ -204,12 +205,14 @@ def searched(job: Job, method: str, budget: Budget, folder: Path) -> Network:
     if method == "dense":
         return Network(job.space, SubNetwork.fixed(job.space.largest))
     e, search, seed = job.experiment, job.search, job.options.seed
-    population, generations = (2, 2) if job.options.dry_run else (POPULATION, GENERATIONS * search.searching)
-    searcher: Evolution | RandomSearch = RandomSearch(evaluations=population * generations, seed=seed)
+    population, generations = (2, 2) if job.options.dry_run else (POPULATION, GENERATIONS)
+    generations *= search.searching
     if method == "cafenet-e":
-        searcher = Evolution(
+        searcher: Searcher = Evolution(
             population=population, generations=generations, parents=PARENTS, mutation=MUTATION, seed=seed
         )
+    else:
+        searcher = RandomSearch(evaluations=population * generations, seed=seed)
     training = e.supernet.changed(epochs=e.supernet.epochs * search.training).recipe()
     stages = linear_stages(budget, count=job.options.stages) if job.options.stages > 1 else ()
     shared = job.folder("supernet") / "supernet.pt"  # it knows neither budget nor searcher: trained once for all
@@ -224,7 +227,7 @@ def searched(job: Job, method: str, budget: Budget, folder: Path) -> Network:
     )  # fmt: skip
     copied(folder / "search" / "supernet.pt", shared)
     if rank() == 0:
-        result.save(folder)
+        result.save(folder / "search")
     return Network(result.space, SubNetwork.fixed(result.best.subnetwork.widths))
 
 

@@ -98,7 +98,7 @@ def in_bf16(function: Callable[..., Any], *, enabled: bool) -> Callable[..., Any
     return cast
 
 
-def say(*words: object) -> None:
+def say(*words: object, sep: str = " ") -> None:
     """Print, in one process of all."""
     if rank() == 0:
-        print(*words, flush=True)
+        print(*words, sep=sep, flush=True)

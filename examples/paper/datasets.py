@@ -5,8 +5,10 @@ Each is split into images to train on, to select by and to test on once; see REA
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 from torchvision import transforms
-from torchvision.datasets import CIFAR10, CelebA, ImageFolder
+from torchvision.datasets import CIFAR10, CelebA, CocoDetection, ImageFolder
 from torchvision.datasets.utils import check_integrity
 
 from nni_cafenet import CafeNetError
@@ -28,6 +30,9 @@ python -c "from torchvision.datasets import ImageNet as I; [I('{root}', split) f
 CIFAR = """get it by python -c "from torchvision.datasets import CIFAR10; CIFAR10('{root}', download=True)\""""
 CELEBA = """get it by python -c "from torchvision.datasets import CelebA; CelebA('{root}', download=True)" (needs \
 gdown), or from http://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"""
+
+COCO = """get train2017.zip, val2017.zip and annotations_trainval2017.zip from https://cocodataset.org/#download and \
+unpack them in {root}"""
 
 
 class BadData(CafeNetError):
@@ -44,19 +49,55 @@ class Images(Dataset[Any]):
         return len(self.indices)
 
     def __getitem__(self, number: int) -> tuple[torch.Tensor, Any]:
-        index = self.indices[number]
-        try:
-            image, target = self.source[index]
-            return self.transform(image.convert("RGB")), target
-        except (OSError, SyntaxError) as error:  # what PIL raises for files that are no image, or cut short
-            raise BadData(
-                f"{_file_of(self.source, index)} cannot be read ({error}): was its download or unpacking interrupted? "
-                f"Get that file again"
-            ) from error
+        image, target = _opened(self.source, self.indices[number])
+        return self.transform(image), target
 
     def first(self, count: int) -> Images:
         """The first `count` of them."""
         return Images(self.source, self.indices[:count], self.transform)
+
+
+class Detections(Dataset[Any]):
+    """Some images of a CocoDetection, each as (image of shape (3, H, W), target), as torchvision's detectors take them.
+
+    Args:
+        source: without transforms.
+        indices: into its images.
+        flip: mirrors half of them, at random.
+    """
+
+    def __init__(self, source: CocoDetection, indices: Sequence[int], *, flip: bool) -> None:
+        self.source, self.indices, self.flip = source, indices, flip
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, number: int) -> tuple[torch.Tensor, dict[str, Any]]:
+        index = self.indices[number]
+        image, annotations = _opened(self.source, index)
+        pixels = transforms.functional.to_tensor(image)
+        seen = [found for found in annotations if not found["iscrowd"] and min(found["bbox"][2:]) > 0]
+        boxes = torch.tensor([found["bbox"] for found in seen], dtype=torch.float32).view(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]  # from (left, top, width, height) to (left, top, right, bottom)
+        if self.flip and torch.rand(()) < 0.5:
+            pixels = pixels.flip(-1)
+            boxes[:, [0, 2]] = pixels.shape[-1] - boxes[:, [2, 0]]
+        labels = torch.tensor([found["category_id"] for found in seen], dtype=torch.int64)
+        return pixels, {"boxes": boxes, "labels": labels, "image_id": self.source.ids[index]}
+
+    def first(self, count: int) -> Detections:
+        """The first `count` of them."""
+        return Detections(self.source, self.indices[:count], flip=self.flip)
+
+    @property
+    def image_ids(self) -> list[int]:
+        """COCO's numbers of these images."""
+        return [self.source.ids[index] for index in self.indices]
+
+    @property
+    def categories(self) -> int:
+        """The highest number of a category: COCO's 80 go up to 90."""
+        return max(self.source.coco.getCatIds())
 
 
 @dataclass(frozen=True)
@@ -130,17 +171,38 @@ def celeba(root: Path, *, size: int, classes: int, seed: int) -> Splits:
     train, valid, test = (CelebA(str(root), split=split) for split in ("train", "valid", "test"))
     _check_classes(root, len([name for name in train.attr_names if name]), classes)
     listed = {name for part in (train, valid, test) for name in part.filename}
-    if missing := sorted(listed.difference(os.listdir(place))):
-        raise BadData(
-            f"{place} lacks {len(missing):,} of {len(listed):,} images, such as {missing[0]}: its download or "
-            f"unpacking was interrupted; {how}"
-        )
+    _check_images(place, listed, how)
     crop = [transforms.CenterCrop(178), *([] if size == 178 else [transforms.Resize(size)])]
     plain = transforms.Compose([*crop, transforms.ToTensor(), transforms.Normalize((0.5,) * 3, (0.5,) * 3)])
     augment = transforms.Compose([transforms.RandomHorizontalFlip(), plain])
     shuffled = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed)).tolist()
     learnt = Images(train, shuffled, augment)
     return Splits(learnt, Images(valid, range(len(valid)), plain), learnt, Images(test, range(len(test)), plain))
+
+
+def coco(root: Path, *, classes: int) -> tuple[Detections, Detections]:
+    """ROOT/train2017, ROOT/val2017 and ROOT/annotations/instances_*.json: images with boxes to train on, all of val."""
+    how = COCO.format(root=root)
+    sources = {}
+    for split in ("train2017", "val2017"):
+        listed = root / "annotations" / f"instances_{split}.json"
+        for place, kind in ((root / split, "folder"), (listed, "file")):
+            if not place.exists():
+                raise BadData(f"there is no {kind} {place}: {how}")
+        try:
+            with redirect_stdout(io.StringIO()):  # pycocotools prints
+                source = sources[split] = CocoDetection(str(root / split), str(listed))
+        except ModuleNotFoundError as error:
+            raise BadData("COCO needs pycocotools: pip install nni_cafenet[paper]") from error
+        except (ValueError, KeyError) as error:
+            raise BadData(f"{listed} is damaged ({error}): an interrupted download? Remove it and {how}") from error
+        if (found := len(source.coco.cats)) != classes:
+            raise BadData(f"{listed} has {found} categories, and {classes} are expected: for other data give --classes")
+        names = {image["file_name"] for image in source.coco.imgs.values()}
+        _check_images(root / split, names, how)
+    train, val = sources["train2017"], sources["val2017"]
+    shown = [index for index, image in enumerate(train.ids) if train.coco.getAnnIds(image, iscrowd=False)]
+    return Detections(train, shown, flip=True), Detections(val, range(len(val)), flip=False)
 
 
 CLASSIFICATION: dict[str, Callable[..., Splits]] = {"imagenet": imagenet, "cifar10": cifar10, "celeba": celeba}
@@ -173,9 +235,29 @@ def _check_files(folder: Path, files: Sequence[Sequence[str]], how: str) -> None
             )
 
 
+def _check_images(folder: Path, listed: set[str], how: str) -> None:
+    if missing := sorted(listed.difference(os.listdir(folder))):
+        raise BadData(
+            f"{folder} lacks {len(missing):,} of {len(listed):,} images, such as {missing[0]}: its download or "
+            f"unpacking was interrupted; {how}"
+        )
+
+
 def _check_classes(root: Path, found: int, classes: int) -> None:
     if found != classes:
         raise BadData(f"the data set in {root} has {found} classes, and the network's head has {classes}")
+
+
+def _opened(source: Any, index: int) -> tuple[Any, Any]:
+    """An image of a torchvision data set, as PIL has it in RGB, and its target."""
+    try:
+        image, target = source[index]
+        return image.convert("RGB"), target
+    except (OSError, SyntaxError) as error:  # what PIL raises for files that are no image, or cut short
+        raise BadData(
+            f"{_file_of(source, index)} cannot be read ({error}): was its download or unpacking interrupted? "
+            f"Get that file again"
+        ) from error
 
 
 def _file_of(source: Any, index: int) -> str:
@@ -183,4 +265,6 @@ def _file_of(source: Any, index: int) -> str:
         return source.samples[index][0]
     if isinstance(source, CelebA):
         return str(Path(source.root) / source.base_folder / "img_align_celeba" / source.filename[index])
+    if isinstance(source, CocoDetection):
+        return str(Path(source.root) / source.coco.imgs[source.ids[index]]["file_name"])
     return f"image {index} of {source.root}"

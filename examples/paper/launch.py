@@ -35,7 +35,7 @@ def guarded(run: Callable[[], None]) -> int:
     try:
         with processes():
             run()
-    except (CafeNetError, ValueError) as error:
+    except (CafeNetError, ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from functools import partial
@@ -14,7 +16,7 @@ import torch
 import torchvision
 from torch import nn
 
-from examples.paper import ablations, classification
+from examples.paper import ablations, classification, detection
 from examples.paper.datasets import BadData, cifar10, imagenet
 from examples.paper.experiments import EXPERIMENTS
 from examples.paper.launch import in_bf16, loader
@@ -22,13 +24,17 @@ from nni_cafenet import (
     Budget,
     FlopsSensitiveBins,
     InvalidBatches,
+    RandomSearch,
     SearchSpace,
+    accuracy,
     build_space,
     count_macs,
+    cross_entropy,
     load_slim,
     rebin,
+    search_widths,
 )
-from tests.data import net
+from tests.data import EXAMPLE, batches, net
 from tests.examples import on_disk
 
 ROOT = Path(__file__).parents[2]
@@ -103,12 +109,14 @@ def test_all_methods_share_a_supernet_and_a_second_run_trains_nothing(
     assert capsys.readouterr().out.splitlines()[-5:] == printed
 
 
-def count_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def count_steps(monkeypatch: pytest.MonkeyPatch, *, interrupt_at: int | None = None) -> list[int]:
     steps: list[int] = []
     step = torch.optim.SGD.step
 
     def counting(self: torch.optim.SGD, *arguments: Any) -> Any:
         steps.append(1)
+        if len(steps) == interrupt_at:
+            raise KeyboardInterrupt
         return step(self, *arguments)
 
     monkeypatch.setattr(torch.optim.SGD, "step", counting)
@@ -173,6 +181,45 @@ def test_bf16_casts_the_arithmetic_and_not_the_weights() -> None:
     in_bf16(loss, enabled=False)(model, images)
     assert seen == [torch.bfloat16, torch.float32]
     assert all(parameter.grad.dtype == torch.float32 for parameter in model.parameters() if parameter.grad is not None)
+
+
+def test_supernets_train_and_search_in_bf16() -> None:
+    def best(enabled: bool) -> tuple[float, torch.dtype]:
+        result = search_widths(
+            net(), build_space(net(), EXAMPLE), train_batches=batches(), valid_batches=batches(seed=5), epochs=15,
+            budget=Budget(max_macs="60%"), loss_fn=in_bf16(cross_entropy, enabled=enabled),
+            score_fn=in_bf16(accuracy, enabled=enabled), searcher=RandomSearch(evaluations=10), progress=False,
+            recalibrate_batches=4,
+        )  # fmt: skip
+        return result.best.score, next(result.supernet.parameters()).dtype
+
+    (score, dtype), (exact, _) = best(True), best(False)
+    assert dtype == torch.float32
+    assert score > 0.6 and score == pytest.approx(exact, abs=0.15)
+
+
+def test_an_interrupted_command_goes_on(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = count_steps(monkeypatch, interrupt_at=3)  # the first one after the supernet's two
+    asked = command("celeba-resnet18", data, "--method", "cafenet-r")
+    assert classification.main(asked) == 130
+    assert not results(data)
+    assert classification.main(asked) == 0
+    assert len(steps) == 3 + 2
+    assert set(results(data)) == {"cafenet-r"}
+
+
+def test_the_readme_s_commands_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+    modules = {module.__name__: module for module in (classification, ablations, detection)}
+    for module in modules.values():
+        monkeypatch.setattr(module, "guarded", lambda run: 0)
+    text = (ROOT / "examples" / "paper" / "README.md").read_text().replace("\\\n", " ")
+    commands = re.findall(r"-m (examples\.paper\.\w+) (.+)", text)
+    assert {name for name, _ in commands} == set(modules)
+    for name, arguments in commands:
+        assert modules[name].main(shlex.split(arguments)) == 0
+    for name, e in EXPERIMENTS.items():
+        rows = re.findall(rf"^\| .*`{name} .*--macs (\S+)`", text, re.M)
+        assert set(e.budgets) <= {float(macs) for macs in rows}
 
 
 def refusal(name: str, data: Path, capsys: pytest.CaptureFixture[str], *more: str) -> str:

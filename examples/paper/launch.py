@@ -14,6 +14,7 @@ import torch
 from torch import distributed, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from examples.paper.datasets import BadData
 from nni_cafenet import CafeNetError
 from nni_cafenet.distributed import rank, world_size
 
@@ -35,6 +36,9 @@ def guarded(run: Callable[[], None]) -> int:
     try:
         with processes():
             run()
+    except BadData as error:
+        print(f"error: {str(error).splitlines()[-1]}", file=sys.stderr)  # from a loader's worker, a traceback precedes
+        return 1
     except (CafeNetError, ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

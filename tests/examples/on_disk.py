@@ -83,6 +83,13 @@ def coco(root: Path, *, images: int = 6) -> Path:
                 "id": len(boxes) + 1, "image_id": number, "category_id": kinds[number % 3]["id"], "bbox": box,
                 "area": box[2] * box[3], "iscrowd": 0, "segmentation": [[4, 5, 24, 5, 24, 35]],
             })  # fmt: skip
+        crowd = {
+            "bbox": [0, 0, 60, 40],
+            "area": 2400,
+            "iscrowd": 1,
+            "segmentation": {"counts": [3072], "size": [48, 64]},
+        }
+        boxes.append({"id": len(boxes) + 1, "image_id": 1, "category_id": 1, **crowd})
         (root / "annotations").mkdir(exist_ok=True)
         content = {"images": listed, "annotations": boxes, "categories": kinds}
         (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))

@@ -17,9 +17,9 @@ import torchvision
 from torch import nn
 
 from examples.paper import ablations, classification, detection
-from examples.paper.datasets import BadData, cifar10, imagenet
+from examples.paper.datasets import cifar10
 from examples.paper.experiments import EXPERIMENTS
-from examples.paper.launch import in_bf16, loader
+from examples.paper.launch import in_bf16
 from nni_cafenet import (
     Budget,
     FlopsSensitiveBins,
@@ -264,14 +264,13 @@ def test_other_classes_than_the_head_s_are_refused(data: Path, capsys: pytest.Ca
     )
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_corrupt_image_is_named(workers: int, data: Path) -> None:
-    broken = data / "imagenet/train/n00000001/n00000001_2.JPEG"
-    broken.write_bytes(broken.read_bytes()[:300])
-    splits = imagenet(data / "imagenet", size=32, classes=3, seed=0)
-    batches = loader(splits.whole, batch=4, workers=workers, train=True)
-    with pytest.raises(BadData, match=r"n00000001_2.JPEG cannot be read .* interrupted"):
-        list(batches)
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_corrupt_image_is_named(workers: str, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = list((data / "celeba/celeba/img_align_celeba").iterdir())
+    for image in images:
+        image.write_bytes(image.read_bytes()[:600])
+    (message,) = refusal("celeba-resnet18", data, capsys, "--workers", workers).splitlines()
+    assert re.search(r"^error: .*\d{6}.jpg cannot be read .* interrupted\?", message)
 
 
 def test_a_student_without_its_teacher_is_refused_before_anything_is_trained(

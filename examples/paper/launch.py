@@ -31,7 +31,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def guarded(run: Callable[[], None]) -> int:
+def guarded(run: Callable[[], Any]) -> int:
     """Run, in a process group where torchrun started this; the exit status, with errors in one line."""
     try:
         with processes():
@@ -59,6 +59,7 @@ def processes() -> Iterator[None]:
     distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield
+        distributed.barrier()  # who ends first closes connections that others may still read from
     finally:
         distributed.destroy_process_group()
 
@@ -78,7 +79,7 @@ def loader(
     """
     if batch % world_size():
         raise ValueError(f"a batch of {batch} images cannot be shared out evenly to {world_size()} processes")
-    share = (
+    share: DistributedSampler[Any] | None = (
         DistributedSampler(images, world_size(), rank(), shuffle=True, drop_last=True)
         if train and world_size() > 1
         else None

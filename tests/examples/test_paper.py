@@ -62,7 +62,8 @@ def results(data: Path) -> dict[str, dict[str, Any]]:
     return {row["method"]: row for row in rows if "method" in row}
 
 
-@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name != "celeba-mobilenet_v2"])
+# CelebA: test_all_methods_share_a_supernet... and test_an_interrupted_command_goes_on
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if "celeba" not in name])
 def test_every_experiment_dry_runs_on_its_own_data(name: str, data: Path) -> None:
     methods = ["dense", "cafenet-e"] if EXPERIMENTS[name].distill else ["cafenet-r"]
     more = ["--widen", "1.5"] if "efficientnet" in name else []
@@ -131,7 +132,7 @@ def test_two_processes_of_torchrun_write_one_result(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", *launch, *asked], cwd=ROOT, capture_output=True, text=True, check=False
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0, done.stderr
     assert set(results(tmp_path)) == {"dense", "uniform"}
     assert done.stdout.count('"method": "uniform"') == 1
 
@@ -268,8 +269,10 @@ def test_a_corrupt_image_is_named(workers: str, data: Path, capsys: pytest.Captu
 
 
 def test_a_student_without_its_teacher_is_refused_before_anything_is_trained(
-    data: Path, capsys: pytest.CaptureFixture[str]
+    data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    small = build_space(net(), EXAMPLE)
+    monkeypatch.setattr(classification, "build_space", lambda *_, **__: small)
     message = refusal("imagenet-mobilenet_v2", data, capsys)
     assert "learn from the dense one" in message and "--method dense" in message
 
@@ -321,7 +324,7 @@ def test_each_ablation_changes_what_its_name_says(data: Path, monkeypatch: pytes
 
 
 def test_ablations_dry_run_into_a_table(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert ablations.main(command("celeba-resnet18", data, "--arm", "r=0", "lambda=1.0")) == 0
-    head, *lines = capsys.readouterr().out.splitlines()[-3:]
+    assert ablations.main(command("celeba-resnet18", data, "--arm", "lambda=1.0")) == 0
+    head, line = capsys.readouterr().out.splitlines()[-2:]
     assert head.split() == ["arm", "MACs", "accuracy"]
-    assert [line.split()[0] for line in lines] == ["r=0", "lambda=1.0"]
+    assert line.split()[0] == "lambda=1.0"

@@ -24,7 +24,7 @@ class Training:
     batch: int = 256
     lr: float = 0.1
 
-    def changed(self, **numbers: int | None) -> Training:
+    def changed(self, **numbers: float | None) -> Training:
         """These settings but for the numbers that are given."""
         return replace(self, **{name: number for name, number in numbers.items() if number is not None})
 

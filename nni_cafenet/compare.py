@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from nni_cafenet.checkpoint import Checkpoint
 from nni_cafenet.cost import Budget, Limits
+from nni_cafenet.distributed import from_first
 from nni_cafenet.errors import InfeasibleBudget
 from nni_cafenet.export.slicing import slice_model
 from nni_cafenet.export.slim_file import save_slim
@@ -147,15 +148,69 @@ def compare_widths(
     return report
 
 
+def uniform_network(space: SearchSpace, limits: Limits) -> Network:
+    """Uniform: one factor shrinks every group, channel by channel, to fill the limits."""
+    fine = rebin(space, SingleChannels())
+    return Network(fine, SubNetwork.fixed(uniform_widths(fine, limits)))
+
+
+def random_network(space: SearchSpace, limits: Limits, *, seed: int) -> Network:
+    """A network drawn at random, channel by channel, within the limits."""
+    fine = rebin(space, SingleChannels())
+    return Network(fine, SubNetwork.fixed(draw_within(fine, limits, np.random.default_rng([seed, 1]))))
+
+
+def best_of_random(
+    factory: Factory,
+    space: SearchSpace,
+    limits: Limits,
+    *,
+    train_batches: Iterable[Any],
+    valid_batches: Iterable[Any],
+    recipe: Recipe,
+    folder: str | os.PathLike[str],
+    tries: int = 20,
+    loss_fn: LossFn | TorchLoss | nn.Module = cross_entropy,
+    score_fn: ScoreFn = accuracy,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    progress: bool = True,
+) -> tuple[Network, nn.Module]:
+    """The paper's Random: of `tries` random networks, each trained by a short `recipe`, the best; to be trained on.
+
+    Args:
+        folder: of the checkpoints; called again with the same one, it goes on where it was.
+        device: where they are trained, and where the best one lies.
+
+    Returns:
+        The widths, and the model as it was trained, in train mode.
+    """
+    if tries < 1:
+        raise ValueError(f"tries must be at least 1, but got {tries}")
+    best: tuple[float, Network, nn.Module] | None = None
+    for number in range(tries):
+        network = random_network(space, limits, seed=seed * tries + number)
+        model = network.make(factory, seed=seed + number).to(device)
+        settings = {**recipe.settings(), "widths": list(network.subnetwork.widths.bins_kept), "seed": seed + number}
+        train_model(
+            model, train_batches, recipe, loss_fn=loss_fn, seed=seed + number, progress=progress,
+            checkpoint=Checkpoint(folder, f"try-{number}", settings), label=f"random {number + 1}/{tries}",
+        )  # fmt: skip
+        with evaluating(model):
+            score = from_first(checked_score(score_fn(model, valid_batches)))
+        if best is None or score > best[0]:
+            best = score, network, model
+    assert best is not None
+    return best[1:]
+
+
 def _networks(space: SearchSpace, result: Result, limits: Limits, *, runs: int, seed: int) -> dict[str, list[Network]]:
     """Each network's widths in each run; all are initialised and cut alike, by the fixed pattern."""
-    fine = rebin(space, SingleChannels())
-    drawn = (draw_within(fine, limits, np.random.default_rng([seed + run, 1])) for run in range(runs))
     return {
         "dense": [Network(space, SubNetwork.fixed(space.largest))] * runs,
         "slim": [Network(result.space, SubNetwork.fixed(result.best.subnetwork.widths))] * runs,
-        "uniform": [Network(fine, SubNetwork.fixed(uniform_widths(fine, limits)))] * runs,
-        "random": [Network(fine, SubNetwork.fixed(widths)) for widths in drawn],
+        "uniform": [uniform_network(space, limits)] * runs,
+        "random": [random_network(space, limits, seed=seed + run) for run in range(runs)],
     }
 
 

@@ -87,12 +87,12 @@ def test_all_methods_share_a_supernet_and_a_second_run_trains_nothing(
         trained.append(label)
         return fit(*arguments, label=label, **named)
 
-    import nni_cafenet.run
+    import nni_cafenet.phases
     import nni_cafenet.train
 
     fit = nni_cafenet.train.fit
     monkeypatch.setattr(nni_cafenet.train, "fit", counting)
-    monkeypatch.setattr(nni_cafenet.run, "fit", counting)
+    monkeypatch.setattr(nni_cafenet.phases, "fit", counting)
     steps = count_steps(monkeypatch)
     asked = command("celeba-mobilenet_v2", data)
     assert classification.main(asked) == 0

@@ -83,6 +83,8 @@ def main() -> None:
     parser.add_argument("--one", metavar="MODEL", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
+        logging.getLogger("nni_cafenet").setLevel(logging.ERROR)
+        warnings.simplefilter("ignore")
         print(json.dumps(asdict(examine(options.family, options.one, onnx=bool(options.onnx)))))
         return
     if options.family:
@@ -123,8 +125,6 @@ def _in_a_process(options: argparse.Namespace, name: str) -> Row:
 
 def examine(library: str, name: str, *, onnx: bool = False) -> Row:
     """Build the space of one model, slice it at random, and compare."""
-    logging.getLogger("nni_cafenet").setLevel(logging.ERROR)
-    warnings.simplefilter("ignore")
     torch.manual_seed(0)
     catalogue = FAMILIES[library]
     row = Row(library, catalogue.group(name), name)

@@ -66,6 +66,7 @@ ORDER = [
     "train",
     "summary",
     "plots",
+    "page",
     "report",
     "result",
     "phases",

@@ -69,6 +69,7 @@ ORDER = [
     "page",
     "report",
     "result",
+    "sweep",
     "phases",
     "run",
     "nas.compat",

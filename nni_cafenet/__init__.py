@@ -42,6 +42,7 @@ from nni_cafenet.supernet.objectives import cross_entropy as cross_entropy
 from nni_cafenet.supernet.objectives import label_accuracy as label_accuracy
 from nni_cafenet.supernet.recalibrate import recalibrate as recalibrate
 from nni_cafenet.supernet.supernet import Supernet as Supernet
+from nni_cafenet.sweep import Sweep as Sweep
 from nni_cafenet.tracing.bins import FlopsSensitiveBins as FlopsSensitiveBins
 from nni_cafenet.tracing.bins import SingleChannels as SingleChannels
 from nni_cafenet.tracing.bins import UniformBins as UniformBins

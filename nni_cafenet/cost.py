@@ -111,6 +111,11 @@ class Limits:
             self.max_params is None or cost.params(widths) <= self.max_params
         )
 
+    @property
+    def label(self) -> str:
+        """For names of files: max_macs-1000000, or with both max_macs-1000000-max_params-5000."""
+        return "-".join(f"{name}-{limit}" for name, limit in vars(self).items() if limit is not None)
+
 
 @dataclass(frozen=True)
 class Budget:

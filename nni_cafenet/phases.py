@@ -64,6 +64,7 @@ def search_supernet(
     checkpoint: Memory | None = None,
     progress: bool = True,
     seconds: Mapping[str, float] | None = None,
+    known: Iterable[Candidate] = (),
 ) -> Result:
     """The half of :func:`search_widths` that comes after training: score what `searcher` asks for, and the baselines.
 
@@ -75,12 +76,14 @@ def search_supernet(
         checkpoint: goes on from the state in it.
         progress: a bar on stderr, if that is a terminal.
         seconds: wall time of the phases before, for the result.
+        known: what `scorer` gave in other searches, and need not score again; the result is the same without it.
     """
     start = time.perf_counter()
     space = scorer.supernet.space
     drawn = draw_within(space, limits, np.random.default_rng([scorer.seed, 1]))
     references = [space.largest, uniform_widths(space, limits), drawn]
-    (dense, uniform, random), history = _search(scorer, searcher, limits, references, most, checkpoint, progress)
+    of_references, history = _search(scorer, searcher, limits, references, known, most, checkpoint, progress)
+    dense, uniform, random = of_references
     took = {**(seconds or {}), "search": time.perf_counter() - start}
     return Result(tuple(history), dense, uniform, random, space, scorer.supernet.model, limits, took, scorer.seed)
 
@@ -107,6 +110,7 @@ def _search(
     searcher: Searcher,
     limits: Limits,
     references: list[Widths],
+    known: Iterable[Candidate],
     most: int | None,
     checkpoint: Memory | None,
     progress: bool,
@@ -120,6 +124,12 @@ def _search(
         history = [_from_plain(plain) for plain in state["history"]]
         scored = [_from_plain(plain) for plain in state["references"]]
     saved = time.monotonic()
+    evaluated = {found.subnetwork.widths: found for found in (*known, *scored, *history)}
+
+    def evaluate(widths: Widths) -> Candidate:
+        if widths not in evaluated:
+            evaluated[widths] = scorer.evaluate(widths)
+        return evaluated[widths]
 
     def save() -> None:
         if checkpoint is not None:
@@ -131,9 +141,9 @@ def _search(
     most = searcher.evaluations if most is None else min(most, searcher.evaluations)
     with tqdm(total=most, initial=len(history), desc="search", unit="width",
               disable=None if progress and rank() == 0 else True, leave=False) as bar:  # fmt: skip
-        scored += [scorer.evaluate(widths) for widths in references[len(scored) :]]
+        scored += [evaluate(widths) for widths in references[len(scored) :]]
         while len(history) < most and (asked := searcher.ask(min(world_size(), most - len(history)))):
-            own = scorer.evaluate(asked[rank()]) if rank() < len(asked) else None
+            own = evaluate(asked[rank()]) if rank() < len(asked) else None
             found = [candidate for candidate in from_all(own) if candidate is not None]
             searcher.tell(found)
             history += found

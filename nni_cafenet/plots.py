@@ -117,6 +117,40 @@ def draw_accuracy(
         return _svg(figure)
 
 
+def draw_pareto(
+    candidates: Sequence[tuple[int, float]], networks: Sequence[Point], *, max_macs: Mapping[int, str]
+) -> bytes:
+    """Scores over MACs of all that several budgets' searches of one supernet found, and the Pareto front of all.
+
+    Args:
+        candidates: (macs, score) of each, from the supernet.
+        networks: those to mark, scored alike: the "slim" and the "uniform" one of each budget, and the "dense" one.
+        max_macs: what stands above the line of each budget that bounds the MACs.
+    """
+    with _style():
+        figure = Figure(figsize=(PAGE_INCHES, 5.2), layout="constrained")
+        axes = figure.subplots()
+        _draw_front(axes, candidates)
+        for name, label in (("uniform", LABELS["uniform"]), ("slim", "slim, the best of a budget"), ("dense", "dense")):
+            places = [(point.macs, point.accuracy) for point in networks if point.name == name]
+            axes.plot(
+                *zip(*places, strict=True), MARKERS[name], color=COLORS[name], markersize=9, markeredgecolor="white",
+                label=label, zorder=4,
+            )  # fmt: skip
+        for place, (most, text) in enumerate(sorted(max_macs.items())):
+            axes.axvline(
+                most, color=LIMIT, linestyle="--", linewidth=1, label=None if place else "budget", zorder=1
+            )  # fmt: skip
+            axes.annotate(
+                text, (most, 1), xycoords=("data", "axes fraction"), xytext=(0, 3), textcoords="offset points",
+                ha="center", color=LIMIT,
+            )  # fmt: skip
+        axes.set_ylabel("score in the supernet")
+        axes.legend(ncols=6, **LEGEND_BELOW)
+        _label_macs([axes])
+        return _svg(figure)
+
+
 def pareto(candidates: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
     """The (macs, score) that no other beats in both, by rising MACs."""
     return pareto_front(candidates, lambda candidate: candidate)
@@ -142,10 +176,14 @@ def _dots(axes: Axes, x: Sequence[float], y: Sequence[float]) -> None:
     axes.scatter(x, y, s=9, color=CANDIDATE, alpha=0.6, linewidths=0, rasterized=many, label="candidate", zorder=2)
 
 
-def _draw_candidates(axes: Axes, candidates: Sequence[tuple[int, float]]) -> None:
+def _draw_front(axes: Axes, candidates: Sequence[tuple[int, float]]) -> None:
     _dots(axes, *zip(*candidates, strict=True))
     front = list(zip(*pareto(candidates), strict=True))
     axes.plot(*front, color=FRONT, marker=".", drawstyle="steps-post", label="Pareto front", zorder=3)
+
+
+def _draw_candidates(axes: Axes, candidates: Sequence[tuple[int, float]]) -> None:
+    _draw_front(axes, candidates)
     macs, score = max(candidates, key=lambda candidate: (candidate[1], -candidate[0]))
     color, marker = COLORS["slim"], MARKERS["slim"]
     axes.plot(macs, score, marker, color=color, markersize=9, markeredgecolor="white", label="slim, the best", zorder=4)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
 import json
@@ -10,12 +9,10 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
-from html import escape
-from importlib import resources
 from pathlib import Path
-from string import Template
 from typing import Any, TypeVar, get_type_hints
 
+from nni_cafenet import page
 from nni_cafenet.errors import CafeNetError
 from nni_cafenet.files import replacing
 from nni_cafenet.summary import (
@@ -24,7 +21,7 @@ from nni_cafenet.summary import (
     OPTIONAL,
     accuracy_text,
     budget_text,
-    duration_text,
+    duration_facts,
     lead_text,
     network_rows,
     networks_in,
@@ -194,24 +191,19 @@ def _from_csv(kind: type[Row], text: str) -> tuple[Row, ...]:
 
 
 def _page(report: Report) -> str:
-    """report.html: the template, with nothing in it that is not escaped."""
     summary = report.summary
-    rows = network_rows(summary)
-    facts = {
-        "budget": budget_text(summary),
-        "time": duration_text(sum(summary["seconds"].values())),
-        **{f"- {phase}": duration_text(seconds) for phase, seconds in summary["seconds"].items()},
-        "candidates scored": f"{len(report.history):,}",
-        "seed": str(summary["seed"]),
-    }
-    template = Template(resources.files(__package__).joinpath("report_template.html").read_text(encoding="utf-8"))
-    return template.substitute(
-        title=escape(f"Widths within {budget_text(summary)}"),
-        lead=escape(lead_text(summary)),
-        networks=_table(HEADER, rows, marked="slim"),
-        facts="\n".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items()),
-        command=f"<p><code>{escape(summary['command'])}</code></p>" if "command" in summary else "",
-        accuracy_of=escape(accuracy_text(summary)),
+    return page.page(
+        title=f"Widths within {budget_text(summary)}",
+        lead=lead_text(summary),
+        networks=page.table(HEADER, network_rows(summary), marked="slim"),
+        facts={
+            "budget": budget_text(summary),
+            **duration_facts(summary["seconds"]),
+            "candidates scored": f"{len(report.history):,}",
+            "seed": str(summary["seed"]),
+        },
+        command=str(summary.get("command", "")),
+        accuracy_of=accuracy_text(summary),
         sections="\n".join(_sections(report)),
     )
 
@@ -230,10 +222,10 @@ def _sections(report: Report) -> Iterator[str]:
         max_macs=summary["budget"].get("max_macs"),
         accuracy_of=str(summary["accuracy_of"]),
     )
-    yield _figure("Accuracy over MACs", accuracy)
+    yield page.figure("Accuracy over MACs", accuracy)
     if report.widths:
         shown = [name for name in ("slim", "uniform") if name == "slim" or name in summary]
-        yield _figure("Widths", plots.draw_widths(
+        yield page.figure("Widths", plots.draw_widths(
             [row.group for row in report.widths], [row.full for row in report.widths],
             {name: [getattr(row, name) for row in report.widths] for name in shown},
         ))  # fmt: skip
@@ -244,8 +236,7 @@ def _sections(report: Report) -> Iterator[str]:
             ))
             for row in report.widths
         ]  # fmt: skip
-        table = _table(header, cells)
-        yield f'<details><summary>Channels of each group</summary><div class="scroll">{table}</div></details>'
+        yield page.folded("Channels of each group", page.table(header, cells))
     most = summary["budget"]
     admitted = [
         row
@@ -253,19 +244,4 @@ def _sections(report: Report) -> Iterator[str]:
         if row.macs <= most.get("max_macs", row.macs) and row.params <= most.get("max_params", row.params)
     ]
     if admitted:
-        yield _figure("Search", plots.draw_history([row.score for row in admitted]))
-
-
-def _figure(title: str, svg: bytes) -> str:
-    """As an image, not inline: the ids inside two inline drawings could clash."""
-    data = base64.b64encode(svg).decode("ascii")
-    image = f'<img alt="{escape(title)}" src="data:image/svg+xml;base64,{data}">'
-    return f"<h2>{escape(title)}</h2>\n<figure>{image}</figure>"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], *, marked: str | None = None) -> str:
-    lines = ["<table>", f"<thead><tr>{''.join(f'<th>{escape(cell)}</th>' for cell in header)}</tr></thead>", "<tbody>"]
-    for row in rows:
-        opening = f'<tr class="{marked}">' if row[0] == marked else "<tr>"
-        lines.append(f"{opening}{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>")
-    return "\n".join([*lines, "</tbody>", "</table>"])
+        yield page.figure("Search", plots.draw_history([row.score for row in admitted]))

@@ -46,6 +46,11 @@ class Result:
     whole: SearchSpace | None = None
 
     @property
+    def scored(self) -> tuple[Candidate, ...]:
+        """All that was scored: the candidates and the networks beside them."""
+        return (*self.history, self.dense, self.uniform, self.random)
+
+    @property
     def admitted(self) -> tuple[Candidate, ...]:
         """The candidates within the limits, in the order in which they were scored."""
         return tuple(found for found in self.history if self.limits.admit(self.space.cost, found.subnetwork.widths))

@@ -6,9 +6,9 @@ import copy
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict, overload
 
 from torch import nn
 
@@ -18,7 +18,7 @@ from nni_cafenet.distributed import from_first
 from nni_cafenet.phases import check_numbers, search_supernet, train_supernet, try_score
 from nni_cafenet.result import Result
 from nni_cafenet.search.evolution import Evolution
-from nni_cafenet.search.searcher import Searcher
+from nni_cafenet.search.searcher import Candidate, Searcher
 from nni_cafenet.search.stages import Stage, stage_space, within
 from nni_cafenet.sharing import LocallyFree, SharingPattern
 from nni_cafenet.space import SearchSpace
@@ -27,7 +27,57 @@ from nni_cafenet.supernet.evaluate import Scorer
 from nni_cafenet.supernet.minmin import MinMin
 from nni_cafenet.supernet.objectives import LossFn, ScoreFn, TorchLoss, accuracy, as_loss, cross_entropy
 from nni_cafenet.supernet.supernet import Supernet
+from nni_cafenet.sweep import Sweep
 from nni_cafenet.train import OptimizerFn, Recipe, ScheduleFn, cosine, count_batches, first_batches, sgd
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # in typing since Python 3.11
+
+
+class SearchOptions(TypedDict, total=False):
+    """What :func:`search_widths` takes for one budget as for several; it says what each is."""
+
+    loss_fn: LossFn | TorchLoss | nn.Module
+    score_fn: ScoreFn
+    sharing: SharingPattern | None
+    searcher: Searcher | None
+    epochs: int
+    candidates: Candidates | str
+    score_candidates: Candidates | str | None
+    random_share: float
+    sandwich: bool
+    distill: bool
+    recalibrate_batches: int
+    optimizer_fn: OptimizerFn
+    schedule_fn: ScheduleFn
+    checkpoint: str | os.PathLike[str] | None
+    seed: int
+    progress: bool
+
+
+@overload
+def search_widths(
+    model: nn.Module,
+    space: SearchSpace,
+    *,
+    train_batches: Iterable[Any],
+    valid_batches: Iterable[Any],
+    budget: Budget,
+    stages: Sequence[Stage] = (),
+    **options: Unpack[SearchOptions],
+) -> Result: ...
+
+
+@overload
+def search_widths(
+    model: nn.Module,
+    space: SearchSpace,
+    *,
+    train_batches: Iterable[Any],
+    valid_batches: Iterable[Any],
+    budgets: Sequence[Budget],
+    **options: Unpack[SearchOptions],
+) -> Sweep: ...
 
 
 def search_widths(
@@ -36,7 +86,8 @@ def search_widths(
     *,
     train_batches: Iterable[Any],
     valid_batches: Iterable[Any],
-    budget: Budget,
+    budget: Budget | None = None,
+    budgets: Sequence[Budget] | None = None,
     loss_fn: LossFn | TorchLoss | nn.Module = cross_entropy,
     score_fn: ScoreFn = accuracy,
     sharing: SharingPattern | None = None,
@@ -54,8 +105,12 @@ def search_widths(
     checkpoint: str | os.PathLike[str] | None = None,
     seed: int = 0,
     progress: bool = True,
-) -> Result:
+) -> Result | Sweep:
     """Train a supernet of `model`, then search it for the widths of the highest score within `budget`.
+
+    A supernet knows no budget (min-min training draws widths from the whole space), so that of several `budgets` each
+    is searched in the same one: the result of each is what a call with that `budget` alone would give, for one
+    training, and no widths are scored twice.
 
     Where torch.distributed is initialised (torchrun), every rank calls it alike, with train_batches of its own share
     (DistributedSampler) and all of valid_batches: gradients are averaged, and the ranks share out what is scored.
@@ -65,7 +120,9 @@ def search_widths(
         space: from build_space(model, example_inputs).
         train_batches: what the supernet learns from, iterated anew every epoch (a DataLoader or a list).
         valid_batches: what sub-networks are scored on: a part of the training data, never the test set.
-        budget: the most that the found network may cost.
+        budget: the most that the found network may cost. The outcome is a Result.
+        budgets: or several of these, no two alike; `searcher` is begun anew for each. The outcome is a Sweep: a Result
+            for each, in this order, and the Pareto front of all.
         loss_fn: (model, batch) -> scalar tensor, or a torch loss (nn.CrossEntropyLoss(), F.cross_entropy) for batches
             of (inputs, targets).
         score_fn: (model in eval mode, batches) -> number, higher is better.
@@ -73,7 +130,7 @@ def search_widths(
         searcher: Evolution(seed=seed), CafeNet-E of the paper, unless given.
         epochs: of the supernet's training.
         stages: of a multi-stage search, such as linear_stages(budget, count=2); each has a supernet, and bins, of its
-            own, and starts from the weights and the widths that the stage before found (eq. 10).
+            own, and starts from the weights and the widths that the stage before found (eq. 10). Of one budget only.
         candidates: which joint choices a training step compares: "sampled", "sampled:5", "tied" or an object.
         score_candidates: which ones a score is the best of; "coordinate" too; those of training unless given.
         random_share: lambda of the paper: in this first share of the steps a random candidate is trained instead of
@@ -84,21 +141,22 @@ def search_widths(
         recalibrate_batches: training batches from which each sub-network's BatchNorm statistics are re-estimated.
         optimizer_fn: parameters -> optimizer, for the supernet.
         schedule_fn: (optimizer, steps) -> scheduler, stepped every step.
-        checkpoint: a folder; called again with the same one, training and search go on where they were.
+        checkpoint: a folder; called again with the same one, training and search go on where they were. Of several
+            budgets each has a file of its own there, so that a later call may add or leave out some.
         seed: of everything random. torch's global generators are used and restored.
         progress: bars on stderr, if that is a terminal.
 
     Raises:
-        InfeasibleBudget: before anything is trained.
+        InfeasibleBudget: before anything is trained, whichever budget it is.
         InvalidBatches: a loader that yields nothing, or a loss that is not a scalar.
         InvalidScore: score_fn gives no finite number.
         TrainingDiverged: the loss is NaN or infinite; the message names the step and the widths.
         CheckpointMismatch: the checkpoint is damaged or belongs to other settings.
+        ValueError: neither a budget nor budgets, or both; no budgets, two alike, or budgets with stages.
     """
-    limits = space.limits(budget)
+    all_limits = _limits_of(space, budget, budgets)
     check_numbers(random_share, recalibrate_batches)
-    if stages and (ends := stages[-1].limits(space)) != limits:
-        raise ValueError(f"the last stage must end at the budget, {limits}, but ends at {ends}")
+    _check_stages(stages, space, all_limits[0] if budgets is None else None)
     sharing = sharing or LocallyFree(offset=1)
     searcher = searcher or Evolution(seed=seed)
     training, scoring = as_candidates(candidates), as_candidates(score_candidates or candidates)
@@ -108,8 +166,8 @@ def search_widths(
     try_score(Supernet(model, space), score_fn, valid_batches)
     recalibration: list[Any] = []
 
-    def run(space: SearchSpace, limits: Limits, epochs: int, most: int | None, folder: Path | None) -> Result:
-        """One supernet, trained and searched; `model` keeps its weights."""
+    def train(space: SearchSpace, epochs: int, folder: Path | None) -> _Trained:
+        """One supernet, trained; `model` keeps its weights."""
         steps = epochs * batches
         settings = {
             "space": space.fingerprint(), "sharing": repr(sharing), "candidates": repr(training), "epochs": epochs,
@@ -125,28 +183,55 @@ def search_widths(
             supernet, train_batches, Recipe(epochs, optimizer_fn, schedule_fn), minmin, loss_of,
             checkpoint=_in_folder(folder, "supernet", settings), progress=progress,
         )  # fmt: skip
-        seconds = {"supernet": time.perf_counter() - start}
+        seconds = time.perf_counter() - start
         if not recalibration:
             drawn = first_batches(train_batches, recalibrate_batches, seed=seed, model=model)
             recalibration.extend(from_first(drawn))
         scorer = Scorer(supernet, valid_batches, score_fn, recalibration, loss_of, sharing, scoring, seed)
         searching = {
             **settings, "score_candidates": repr(scoring), "recalibrate_batches": recalibrate_batches,
-            "searcher": repr(searcher), "limits": repr(limits),
+            "searcher": repr(searcher),
         }  # fmt: skip
-        return search_supernet(
-            scorer, searcher, limits, most=most,
-            checkpoint=_in_folder(folder, "search", searching), progress=progress, seconds=seconds,
-        )  # fmt: skip
+        return _Trained(scorer, searcher, searching, folder, seconds, progress)
 
     folder = None if checkpoint is None else Path(checkpoint)
-    if not stages:
-        return run(space, limits, epochs, None, folder)
-    return _in_stages(run, space, stages, epochs, folder)
+    if stages:
+        return _in_stages(train, space, stages, epochs, folder)
+    trained = train(space, epochs, folder)
+    return trained.search(all_limits[0]) if budgets is None else _sweep(trained, all_limits)
+
+
+@dataclass(frozen=True, eq=False)
+class _Trained:
+    """A trained supernet, to be searched within any limits."""
+
+    scorer: Scorer
+    searcher: Searcher
+    settings: dict[str, Any]
+    folder: Path | None
+    seconds: float
+    progress: bool
+
+    def search(
+        self, limits: Limits, *, most: int | None = None, name: str = "search", known: Iterable[Candidate] = ()
+    ) -> Result:
+        place = _in_folder(self.folder, name, {**self.settings, "limits": repr(limits)})
+        return search_supernet(
+            self.scorer, self.searcher, limits, most=most, checkpoint=place, progress=self.progress,
+            seconds={"supernet": self.seconds}, known=known,
+        )  # fmt: skip
+
+
+def _sweep(trained: _Trained, all_limits: Sequence[Limits]) -> Sweep:
+    results: list[Result] = []
+    for limits in all_limits:
+        known = [found for result in results for found in result.scored]
+        results.append(trained.search(limits, name=f"search-{limits.label}", known=known))
+    return Sweep(tuple(results))
 
 
 def _in_stages(
-    run: Callable[[SearchSpace, Limits, int, int | None, Path | None], Result],
+    train: Callable[[SearchSpace, int, Path | None], _Trained],
     space: SearchSpace,
     stages: Sequence[Stage],
     epochs: int,
@@ -159,9 +244,38 @@ def _in_stages(
         widest = within(results[-1].space, results[-1].best.subnetwork) if results else space
         of_stage = epochs if stage.epochs is None else stage.epochs
         place = None if folder is None else folder / f"stage-{number}"
-        results.append(run(stage_space(widest, stage, limits), limits, of_stage, stage.evaluations, place))
+        trained = train(stage_space(widest, stage, limits), of_stage, place)
+        results.append(trained.search(limits, most=stage.evaluations))
     seconds = {phase: sum(result.seconds[phase] for result in results) for phase in results[-1].seconds}
     return replace(results[-1], dense=results[0].dense, seconds=seconds, whole=space)
+
+
+def _limits_of(space: SearchSpace, budget: Budget | None, budgets: Sequence[Budget] | None) -> list[Limits]:
+    """Of every budget, so that what cannot be is refused before anything is trained."""
+    if (budget is None) == (budgets is None):
+        raise ValueError(f"give either budget= or budgets=, but got {'neither' if budget is None else 'both'}")
+    asked = [budget] if budget is not None else list(budgets or ())
+    if not asked:
+        raise ValueError("budgets must hold at least one budget, but got none")
+    found: list[Limits] = []
+    for place, limits in enumerate(space.limits(one) for one in asked):
+        if limits in found:
+            raise ValueError(
+                f"budgets must differ, but {asked[found.index(limits)]} and {asked[place]} are both {limits}"
+            )
+        found.append(limits)
+    return found
+
+
+def _check_stages(stages: Sequence[Stage], space: SearchSpace, limits: Limits | None) -> None:
+    """Raise ValueError where the last of `stages` does not end at `limits`; None stands for several budgets."""
+    if stages and limits is None:
+        raise ValueError(
+            "stages cannot be combined with budgets: they narrow the supernet to what suits one budget, so none "
+            "is left to share; call search_widths(budget=..., stages=...) for each, with a checkpoint folder of its own"
+        )
+    if stages and (ends := stages[-1].limits(space)) != limits:
+        raise ValueError(f"the last stage must end at the budget, {limits}, but ends at {ends}")
 
 
 def _in_folder(folder: Path | None, name: str, settings: dict[str, Any]) -> Checkpoint | None:

@@ -70,3 +70,9 @@ def duration_text(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes} min {seconds:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def duration_facts(seconds: Mapping[str, float]) -> dict[str, str]:
+    """The wall time in all and by phase, by name."""
+    phases = {f"- {phase}": duration_text(took) for phase, took in seconds.items()}
+    return {"time": duration_text(sum(seconds.values())), **phases}

@@ -31,6 +31,8 @@ def test_two_ranks_find_what_one_finds(tmp_path: Path) -> None:
     assert (alone["world"], first["world"]) == (1, 2)
     assert first == second
     assert first["widths"] == alone["widths"]
+    assert first["swept"] == alone["swept"]
+    assert first["front"] == pytest.approx(alone["front"], abs=1e-12)
     assert first["scores"] == pytest.approx(alone["scores"], abs=1e-12)
     assert first["weights"] == pytest.approx(alone["weights"], rel=1e-4)
     untrained = [weight.double().square().sum().item() for weight in two_ranks.net().parameters()]

@@ -44,9 +44,16 @@ def main(out: Path) -> None:
         stages=linear_stages(budget, count=2), optimizer_fn=partial(torch.optim.SGD, lr=0.05),
         checkpoint=out / "checkpoint", progress=False,
     )  # fmt: skip
+    sweep = search_widths(
+        net(), space, train_batches=train, valid_batches=DataLoader(data(), batch_size=16),
+        budgets=[Budget(max_macs="60%"), Budget(max_macs="30%")], searcher=Evolution(population=5, generations=2),
+        epochs=2, optimizer_fn=partial(torch.optim.SGD, lr=0.05), checkpoint=out / "sweep", progress=False,
+    )  # fmt: skip
     found = {
         "widths": [list(candidate.subnetwork.widths.bins_kept) for candidate in result.history],
         "scores": [candidate.score for candidate in result.history],
+        "swept": [[list(candidate.subnetwork.widths.bins_kept) for candidate in one.history] for one in sweep.results],
+        "front": [candidate.score for candidate in sweep.pareto],
         "weights": [weight.double().square().sum().item() for weight in result.supernet.parameters()],
         "world": world_size(),
     }

@@ -38,7 +38,7 @@ class Candidate:
 class Searcher(Protocol):
     """Asked and told; extend by writing a class of this shape.
 
-    A searcher is begun once with a space and limits, then asked and told until `ask` returns nothing. What
+    A searcher is begun with a space and limits, then asked and told until `ask` returns nothing. What
     `state_dict` gives holds plain types alone, and a new searcher of the same settings that loads it goes on exactly
     where the old one was. Its repr names its settings, by which a checkpoint knows whether it belongs to it.
     """
@@ -49,7 +49,10 @@ class Searcher(Protocol):
         ...
 
     def begin(self, space: SearchSpace, limits: Limits) -> None:
-        """Start a search of `space` for networks within `limits`, which admit the smallest network at least."""
+        """Start a search of `space` for networks within `limits`, which admit the smallest network at least.
+
+        Nothing is left of a search before: of several budgets, each is begun in turn.
+        """
         ...
 
     def ask(self, n: int = 1) -> list[Widths]:

@@ -120,6 +120,13 @@ class SearcherContract:
         searcher.begin(SPACE, LIMITS["macs"])
         assert search(searcher) == first
 
+    @pytest.mark.parametrize("most", [5, 10_000])
+    def test_begun_again_within_other_limits_it_is_as_new(self, most: int) -> None:
+        searcher = self.begun("macs")
+        search(searcher, most=most)
+        searcher.begin(SPACE, LIMITS["params"])
+        assert search(searcher) == search(self.begun("params"))
+
     def test_it_asks_for_several_at_once(self) -> None:
         searcher = self.begun()
         asked: list[Widths] = []

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from nni_cafenet.cost import Limits
 from nni_cafenet.distributed import mean_over_ranks
 from nni_cafenet.errors import TrainingDiverged
+from nni_cafenet.search.searcher import draw_within
 from nni_cafenet.sharing import SharingPattern
 from nni_cafenet.supernet.candidates import Candidates
 from nni_cafenet.supernet.distillation import divergence, loss_and_logits
@@ -32,6 +34,7 @@ class MinMin:
         seed: of the widths and candidates drawn.
         sandwich: in every step the largest and the smallest network learn too (slimmable networks' sandwich rule).
         distill: every step the largest network learns too, and the others from its answers instead of the targets.
+        near: in the share `near_share` of the steps the widths are drawn to fill these limits, instead of uniformly.
     """
 
     supernet: Supernet
@@ -41,6 +44,8 @@ class MinMin:
     seed: int = 0
     sandwich: bool = False
     distill: bool = False
+    near: Limits | None = None
+    near_share: float = 0.0
 
     def loss(self, batch: Any, number: int, loss_fn: LossFn) -> torch.Tensor:
         """The loss to learn from in step `number` (from 0): of the best candidate of random widths, with its graph.
@@ -52,7 +57,10 @@ class MinMin:
         """
         space = self.supernet.space
         rng = np.random.default_rng([self.seed, number])  # of the step alone, so that a resume draws the same
-        widths = space.sample(rng).widths
+        if self.near is not None and rng.random() < self.near_share:
+            widths = draw_within(space, self.near, rng)
+        else:
+            widths = space.sample(rng).widths
         listed = self.candidates.listed(space, widths, self.sharing, rng)
         if number < self.random_steps:
             listed = [listed[rng.integers(len(listed))]]

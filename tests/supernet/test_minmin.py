@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from nni_cafenet import (
+    Budget,
     Coordinate,
     Fixed,
     InvalidBatches,
@@ -21,6 +22,7 @@ from nni_cafenet import (
     TrainingDiverged,
     slice_model,
 )
+from nni_cafenet.search.searcher import draw_within
 from nni_cafenet.supernet.minmin import MinMin, minmin_loss
 from tests.built import built
 from tests.models import CLASSES, example
@@ -176,6 +178,27 @@ def test_the_random_candidate_is_not_always_the_first() -> None:
     ]
     assert True in same
     assert False in same
+
+
+@pytest.mark.parametrize(("share", "least", "most"), [(0.0, 0, 6), (0.5, 12, 28), (1.0, 40, 40)])
+def test_widths_near_a_budget_fill_it(share: float, least: int, most: int) -> None:
+    """One bin more in any group would break the limits; uniform draws do that by chance, and seldom."""
+    supernet = Supernet(*built("residual"))
+    space = supernet.space
+    limits = space.limits(Budget(max_macs="40%"))
+    ran: list[int] = []
+    training = MinMin(supernet, Fixed(), Sampled(1), near=limits, near_share=share)
+
+    def counted(model: nn.Module, batch: Any) -> torch.Tensor:
+        ran.append(int(sum(parameter.numel() for parameter in model.parameters())))
+        return loss_fn(model, batch)
+
+    for number in range(40):
+        training.loss(BATCH, number, counted)
+    full = {
+        space.cost.params(draw_within(space, limits, np.random.default_rng(seed))) for seed in range(3000)
+    }  # fmt: skip
+    assert least <= sum(params in full for params in ran) <= most
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])

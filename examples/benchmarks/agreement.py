@@ -1,0 +1,106 @@
+"""How far do two rankings agree? Kendall's tau with bootstrap intervals, as ranking.py reports it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.figure import Figure
+from scipy.stats import kendalltau
+
+Numbers = npt.NDArray[np.float64]
+DRAWS = 2000  # of a bootstrap
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """The mean tau of an arm's supernets with the truth, and what it is above the fixed pattern's; 95 % intervals."""
+
+    arm: str
+    widths: str
+    supernets: int
+    tau: float
+    low: float
+    high: float
+    gain: float | None = None
+    gain_low: float | None = None
+    gain_high: float | None = None
+
+
+def agreement(arm: str, widths: str, scores: Numbers, truths: Numbers, fixed: Numbers | None) -> Agreement:
+    """Of scores (supernets, widths) with truths (seeds, widths); `fixed` are other scores, paired by supernet."""
+    mean = truths.mean(0)
+    found = Agreement(
+        arm, widths, len(scores), float(np.mean([tau(own, mean) for own in scores])), *bootstrap(scores, truths)
+    )
+    if fixed is None or arm == "fixed":
+        return found
+    pairs = min(len(scores), len(fixed))
+    gain = np.mean([tau(mine, mean) - tau(other, mean) for mine, other in zip(scores, fixed, strict=False)])
+    low, high = bootstrap(scores[:pairs], truths, fixed[:pairs])
+    return replace(found, gain=float(gain), gain_low=low, gain_high=high)
+
+
+def matrix(rows: Sequence[Any], name: str) -> Numbers:
+    """(seeds, widths); of the seeds that have all widths."""
+    widths = 1 + max(row.width for row in rows)
+    by_seed: dict[int, dict[int, float]] = {}
+    for row in rows:
+        by_seed.setdefault(row.seed, {})[row.width] = getattr(row, name)
+    return np.array([[own[width] for width in range(widths)] for own in by_seed.values() if len(own) == widths])
+
+
+def tau(scores: Numbers, truth: Numbers) -> float:
+    """Kendall's tau-b; 0 where all are equal, as may happen to a draw of the bootstrap."""
+    found = float(kendalltau(scores, truth).statistic)
+    return 0.0 if np.isnan(found) else found
+
+
+def split_half(truths: Numbers) -> float:
+    """Tau between the means of two halves of the seeds, over all halvings."""
+    seeds = range(len(truths))
+    halves = [half for half in itertools.combinations(seeds, len(truths) // 2) if half]
+    found = [
+        tau(truths[list(half)].mean(0), truths[[seed for seed in seeds if seed not in half]].mean(0)) for half in halves
+    ]
+    return float(np.mean(found)) if found else float("nan")
+
+
+def bootstrap(scores: Numbers, truths: Numbers, other: Numbers | None = None) -> tuple[float, float]:
+    """The 95 % interval of the mean tau over supernets, less that of `other`, a supernet of the same seed for each.
+
+    Widths, supernets and the seeds of the truth are drawn anew.
+    """
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(DRAWS):
+        widths = rng.integers(truths.shape[1], size=truths.shape[1])
+        against = truths[rng.integers(len(truths), size=len(truths))].mean(0)[widths]
+        nets = rng.integers(len(scores), size=len(scores))
+        taus = [tau(scores[net][widths], against) for net in nets]
+        if other is not None:
+            taus = [mine - tau(other[net][widths], against) for mine, net in zip(taus, nets, strict=True)]
+        found.append(np.mean(taus))
+    low, high = np.quantile(found, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def draw_agreement(rows: Sequence[Agreement], title: str) -> Figure:
+    """Tau and its interval by arm, of all widths and of those in the band."""
+    figure = Figure(figsize=(9, 1.2 + 0.22 * len(rows)), layout="constrained")
+    for axes, name in zip(figure.subplots(1, 2, sharey=True), ("all", "band"), strict=True):
+        own = [row for row in rows if row.widths == name][::-1]
+        for place, row in enumerate(own):
+            color = "#D55E00" if row.arm == "fixed" else "#0072B2"
+            axes.plot([row.low, row.high], [place, place], color=color, linewidth=2, alpha=0.5)
+            axes.plot(row.tau, place, "o", color=color)
+        axes.set_yticks(range(len(own)), [f"{row.arm} ({row.supernets})" for row in own], fontsize=8)
+        axes.set_title({"all": "all widths", "band": "widths of one budget"}[name], fontsize=10)
+        axes.set_xlabel("tau, 95 % interval")
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, fontsize=11)
+    return figure

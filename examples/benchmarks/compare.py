@@ -1,0 +1,144 @@
+"""CafeNet and its rivals on Fashion-MNIST: the widths that each finds, trained alike, and tested once.
+
+    python examples/benchmarks/compare.py --data DIR --network vgg13 --budgets 10% 5% --seeds 0 1 2 3 4 --out OUT
+    python examples/benchmarks/summarise.py --out OUT
+
+For each seed, one dense network is trained; every method starts from it or from a supernet of the same network, and
+finds widths within the same MACs, by our counter. The networks of these widths are trained by one recipe on the same
+images with the same number of updates: from scratch, all initialised alike, or with --weights inherited from what the
+method itself trained. Searches select on images that nothing is trained on; decisions on methods and defaults are made
+on `check`, another part of the training images; `test` is looked at once for each network, and reported.
+
+A cell, one method at one budget with one seed, is a JSON file in OUT: the same command goes on where it was, and
+several may run side by side on other seeds. summarise.py makes a table, a CSV and a plot of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rivals import RIVALS, Unreachable, choose
+from setting import ARMS, Setting, add_setting, scored, setting_of, sgd
+from torch import nn
+from tqdm.auto import tqdm
+
+from nni_cafenet import Budget, Evolution, Greedy, RandomSearch, Recipe, Searcher, SearchSpace, SubNetwork, slice_model
+from nni_cafenet.checkpoint import Checkpoint
+from nni_cafenet.compare import Network, best_of_random, uniform_network
+from nni_cafenet.cost import Limits
+from nni_cafenet.files import replacing
+from nni_cafenet.phases import search_supernet
+
+BASELINES = ("uniform", "random")
+SEARCHES = ("cafenet-e", "cafenet-r", "fixed-e", "fixed-r", "greedy")  # or ARM-e, ARM-r, ARM-greedy, of setting.ARMS
+SHORT = 0.1  # of the epochs, after which Random's best is chosen
+GENERATIONS = 8  # of CafeNet-E
+RIVAL_BATCHES = 20  # that pruners learn from
+LR = {"scratch": 0.1, "inherited": 0.03}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_setting(parser)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the cells")
+    parser.add_argument("--budgets", nargs="+", default=["50%", "25%", "10%", "5%"], help="of the MACs")
+    parser.add_argument("--methods", nargs="+", default=[*BASELINES, *SEARCHES, *RIVALS])
+    parser.add_argument("--weights", choices=("scratch", "inherited"), default="scratch")
+    options = parser.parse_args()
+    asked = [("dense", "100%"), *((method, budget) for budget in options.budgets for method in options.methods)]
+    for seed in options.seeds:
+        setting = setting_of(options, seed)
+        for method, budget in tqdm(asked, desc=f"seed {seed}", unit="cell"):
+            name = f"{budget.rstrip('%')}-{method}-{options.weights}-{seed}.json"
+            path = options.out / options.size / options.network / name
+            if path.exists():
+                continue
+            row = {"size": options.size, "network": options.network, "budget": budget, "method": method, "seed": seed}
+            row |= cell(setting, method, Budget(max_macs=budget), options.weights)
+            with replacing(path) as partial:
+                partial.write_text(json.dumps(row, indent=1) + "\n")
+
+
+def cell(setting: Setting, method: str, budget: Budget, weights: str) -> dict[str, Any]:
+    """One method at one budget with one seed: its widths, trained and looked at."""
+    limits = setting.space.limits(budget)
+    epochs = setting.size.epochs
+    name = "dense" if (method, weights) == ("dense", "scratch") else f"{method}-{limits.max_macs}-{weights}"
+    row: dict[str, Any] = {"weights": weights}
+    start = time.perf_counter()
+    if method == "random":
+        short = max(1, round(SHORT * epochs))
+        network, model = best_of_random(
+            setting.factory, setting.space, limits, train_batches=setting.splits.train,
+            valid_batches=setting.splits.valid, recipe=Recipe(short, partial(sgd, lr=LR["scratch"])),
+            folder=setting.work / name, tries=setting.size.tries, device=setting.device, seed=setting.seed,
+        )  # fmt: skip
+        epochs -= short
+    else:
+        try:
+            found = find(setting, method, limits)
+        except Unreachable as error:
+            return {**row, "unreachable": str(error)}
+        network = Network(found.space, found.subnetwork)
+        if weights == "inherited":
+            model = slice_model(found.trained, network.space, network.subnetwork)
+        else:  # channels are interchangeable before training, so that widths are all that counts
+            network = Network(found.space, SubNetwork.fixed(found.subnetwork.widths))
+            model = network.make(setting.factory, seed=setting.seed)
+        row |= {"supernet_seconds": found.supernet_seconds}
+    row |= {
+        "macs": network.macs, "params": network.params, "search_seconds": time.perf_counter() - start,
+        "widths": network.space.channels(network.subnetwork.widths),
+    }  # fmt: skip
+    start = time.perf_counter()
+    setting.train(model, name, epochs=epochs, lr=LR[weights])
+    row |= {"training_seconds": time.perf_counter() - start}
+    return row | {split: scored(model, setting, split) for split in ("check", "test")}
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What a method has chosen, and the full-width model whose weights that would inherit."""
+
+    space: SearchSpace
+    subnetwork: SubNetwork
+    trained: nn.Module
+    supernet_seconds: float = 0.0
+
+
+def find(setting: Setting, method: str, limits: Limits) -> Found:
+    """The widths that a method finds within the limits."""
+    if method == "dense":
+        return Found(setting.space, SubNetwork.fixed(setting.space.largest), setting.dense)
+    if method == "uniform":
+        network = uniform_network(setting.space, limits)
+        return Found(network.space, network.subnetwork, setting.dense)
+    if method in RIVALS:
+        batches = setting.first_batches(RIVAL_BATCHES)
+        sub = choose(
+            method, setting.dense, setting.channels, limits, batches, example=setting.example, seed=setting.seed
+        )
+        return Found(setting.channels, sub, setting.dense)
+    arm, _, word = method.replace("cafenet", "locally-free").rpartition("-")
+    arm, word = ("locally-free", "greedy") if method == "greedy" else (arm, word)
+    scorer, seconds = setting.scorer(arm, limits)
+    space = scorer.supernet.space
+    searchers: dict[str, Searcher] = {
+        "e": Evolution(population=setting.size.evaluations // GENERATIONS, generations=GENERATIONS, seed=setting.seed),
+        "r": RandomSearch(evaluations=setting.size.evaluations, seed=setting.seed),
+        "greedy": Greedy(steps=max(1, setting.size.evaluations // len(space.groups))),
+    }
+    settings = {"arm": repr(ARMS[arm]), "searcher": repr(searchers[word]), "limits": repr(limits)}
+    place = Checkpoint(setting.work, f"search-{arm}-{word}-{limits.max_macs}", settings)
+    result = search_supernet(scorer, searchers[word], limits, checkpoint=place)
+    return Found(space, result.best.subnetwork, result.supernet, seconds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""Does a supernet rank widths as they rank when trained alone? Kendall's tau, by the supernet's way of sharing weights.
+
+    python examples/benchmarks/ranking.py truth --data DIR --seeds 0 1 2 3 --out examples/benchmarks/ranking
+    python examples/benchmarks/ranking.py supernets --data DIR --seeds 0 1 2 --arms locally-free fixed --out ...
+    python examples/benchmarks/ranking.py report --out examples/benchmarks/ranking
+
+The widths are drawn once, half of them to fill one budget, half to fill budgets between 5 and 60 % of the MACs. The
+truth is the mean accuracy on `check` of a width trained alone, over seeds; a supernet's score is what a search would
+see, on `valid`, by accuracy and by the negative loss. Intervals come from drawing widths and supernet seeds anew
+(bootstrap). A row is appended when it is known: the same command goes on where it was; power.md has the plan.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from agreement import Agreement, agreement, draw_agreement, matrix, split_half
+from setting import ARMS, Setting, add_setting, scored, setting_of
+from torch import nn
+from tqdm.auto import tqdm
+
+from nni_cafenet import Budget, SearchSpace, SubNetwork, Widths, cross_entropy
+from nni_cafenet.compare import Network
+from nni_cafenet.files import replacing
+from nni_cafenet.search.searcher import draw_within
+
+Kind = TypeVar("Kind", "Alone", "Shared")
+SPREAD = (5, 60)  # percent of the MACs, of the half that is not within the band
+
+
+@dataclass(frozen=True)
+class Alone:
+    """A width trained alone."""
+
+    network: str
+    width: int
+    band: bool
+    macs: int
+    seed: int
+    check: float
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A width scored by a supernet."""
+
+    network: str
+    width: int
+    arm: str
+    seed: int
+    accuracy: float
+    minus_loss: float
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, text in (("truth", "train each width alone"), ("supernets", "train supernets and ask them")):
+        own = commands.add_parser(name, help=text)
+        add_setting(own)
+        own.add_argument("--out", type=Path, required=True)
+        own.add_argument("--widths", type=int, default=60)
+        own.add_argument("--band", default="10%", help="the budget that half of the widths fill")
+        if name == "supernets":
+            own.add_argument("--arms", nargs="+", choices=ARMS, default=["locally-free", "fixed"])
+    own = commands.add_parser("report", help="tau of each arm, with intervals")
+    own.add_argument("--out", type=Path, required=True)
+    own.add_argument("--network", default="vgg13")
+    own.add_argument("--score", choices=("accuracy", "minus_loss"), default="accuracy")
+    options = parser.parse_args()
+    if options.command == "report":
+        report(options.out, options.network, options.score)
+    else:
+        for seed in options.seeds:
+            setting = setting_of(options, seed)
+            widths = draw(setting.space, options.widths, options.band)
+            (truth if options.command == "truth" else supernets)(setting, widths, options)
+
+
+def draw(space: SearchSpace, count: int, band: str) -> list[Widths]:
+    """The widths that are compared, the same whenever they are asked for; the first half fills the band."""
+    rng = np.random.default_rng(2021)
+    found: dict[Widths, None] = {}
+    while len(found) < count:
+        share = band if len(found) < count // 2 else f"{rng.uniform(*SPREAD):.2f}%"
+        found[draw_within(space, space.limits(Budget(max_macs=share)), rng)] = None
+    return list(found)
+
+
+def truth(setting: Setting, widths: Sequence[Widths], options: argparse.Namespace) -> None:
+    path = options.out / "alone.csv"
+    known = {(row.network, row.width, row.seed) for row in read(path, Alone)}
+    for number, each in enumerate(tqdm(widths, desc=f"alone, seed {setting.seed}", unit="width")):
+        if (setting.network, number, setting.seed) in known:
+            continue
+        network = Network(setting.space, SubNetwork.fixed(each))
+        model = network.make(setting.factory, seed=setting.seed)
+        setting.train(model, f"alone-{number}", epochs=setting.size.epochs)
+        band = number < len(widths) // 2
+        row = Alone(setting.network, number, band, network.macs, setting.seed, scored(model, setting, "check"))
+        append(path, [row])
+
+
+def supernets(setting: Setting, widths: Sequence[Widths], options: argparse.Namespace) -> None:
+    path = options.out / "shared.csv"
+    known = {(row.network, row.arm, row.seed) for row in read(path, Shared)}
+    for arm in options.arms:
+        if (setting.network, arm, setting.seed) in known:
+            continue
+        scorer, _ = setting.scorer(arm, setting.space.limits(Budget(max_macs=options.band)))
+        space = scorer.supernet.space
+        rows = []
+        for number, each in enumerate(tqdm(widths, desc=f"{arm}, seed {setting.seed}", unit="width")):
+            near = nearest(space, setting.space.channels(each))
+            found = [replace(scorer, score_fn=score).evaluate(near).score for score in (scorer.score_fn, minus_loss)]
+            rows.append(Shared(setting.network, number, arm, setting.seed, *found))
+        append(path, rows)
+
+
+def nearest(space: SearchSpace, channels: Mapping[str, int]) -> Widths:
+    """The widths whose channels are the nearest, for arms that have other bins."""
+    kept = (
+        1 + int(np.abs(np.array(bins.edges[1:]) - channels[group.name]).argmin())
+        for group, bins in zip(space.groups, space.bins, strict=True)
+    )
+    return Widths(tuple(kept))
+
+
+def minus_loss(model: nn.Module, batches: Iterable[Any]) -> float:
+    """A score of finer steps than accuracy."""
+    with torch.no_grad():
+        return -float(np.mean([float(cross_entropy(model, batch)) for batch in batches]))
+
+
+def report(folder: Path, network: str, score: str) -> None:
+    """Print, and write as a table and a plot, how far each arm's scores agree with the truth."""
+    alone = [row for row in read(folder / "alone.csv", Alone) if row.network == network]
+    shared = [row for row in read(folder / "shared.csv", Shared) if row.network == network]
+    truths, in_band = matrix(alone, "check"), {row.width for row in alone if row.band}
+    arms = list(dict.fromkeys(row.arm for row in shared))
+    scores = {arm: matrix([row for row in shared if row.arm == arm], score) for arm in arms}
+    rows = []
+    for name, chosen in (("all", list(range(truths.shape[1]))), ("band", sorted(in_band))):
+        own = truths[:, chosen]
+        print(
+            f"{name}: {len(chosen)} widths, {len(own)} seeds each; points of std over seeds "
+            f"{100 * own.std(0, ddof=1).mean():.2f}, over widths {100 * own.mean(0).std(ddof=1):.2f}; the truth's "
+            f"agreement with itself, split-half tau {split_half(own):.2f}"
+        )
+        of_all = {arm: each[:, chosen] for arm, each in scores.items()}
+        rows += [agreement(arm, name, each, own, of_all.get("fixed")) for arm, each in of_all.items()]
+    table = [[field.name for field in fields(Agreement)], *([*map(_short, astuple(row))] for row in rows)]
+    print("\n".join("  ".join(cell.ljust(22 if place == 0 else 9) for place, cell in enumerate(row)) for row in table))
+    with replacing(folder / f"{network}-{score}.csv") as partial, partial.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(table)
+    with replacing(folder / f"{network}-{score}.svg") as partial:
+        draw_agreement(rows, f"{network}: Kendall's tau of {score} with the truth").savefig(partial, format="svg")
+
+
+def _short(value: object) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else "" if value is None else str(value)
+
+
+def read(path: Path, kind: type[Kind]) -> list[Kind]:
+    if not path.exists():
+        return []
+    plain = {"int": int, "float": float, "str": str, "bool": lambda text: text == "True"}
+    with path.open(newline="") as file:
+        return [
+            kind(**{field.name: plain[str(field.type)](row[field.name]) for field in fields(kind)})
+            for row in csv.DictReader(file)
+        ]
+
+
+def append(path: Path, rows: Sequence[Alone] | Sequence[Shared]) -> None:
+    """One write for all rows, so that processes side by side do not mix theirs."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    header = "" if path.exists() else ",".join(field.name for field in fields(rows[0])) + "\n"
+    with path.open("a") as file:
+        file.write(header + "".join(",".join(map(str, astuple(row))) + "\n" for row in rows))
+
+
+if __name__ == "__main__":
+    main()

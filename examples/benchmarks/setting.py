@@ -1,0 +1,241 @@
+"""What the studies share: sizes, the trained dense network, supernets, and a final training, each kept on disk."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+
+import torch
+from fashion_mnist import Batch, Splits, load
+from networks import NETWORKS
+from torch import nn
+
+from nni_cafenet import (
+    Fixed,
+    FlopsSensitiveBins,
+    FullyFree,
+    LocallyFree,
+    Recipe,
+    SearchSpace,
+    SharingPattern,
+    SingleChannels,
+    SubNetwork,
+    Supernet,
+    UniformBins,
+    accuracy,
+    build_space,
+    cross_entropy,
+    rebin,
+    train_model,
+)
+from nni_cafenet.checkpoint import Checkpoint
+from nni_cafenet.compare import Network
+from nni_cafenet.cost import Limits
+from nni_cafenet.modes import evaluating
+from nni_cafenet.phases import train_supernet
+from nni_cafenet.supernet.candidates import as_candidates
+from nni_cafenet.supernet.evaluate import Scorer
+from nni_cafenet.supernet.minmin import MinMin
+from nni_cafenet.tracing.bins import BinRule
+from nni_cafenet.train import first_batches
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a study is. Bins are as many as in the whole network: its smallest is `share` of a channel, at least 1.
+
+    Args:
+        pixels: of the images, 16 or 32.
+        share: of the network's channels.
+        train, valid, check: images of the splits; see fashion_mnist.py.
+        epochs: of every final training.
+        supernet_epochs: of every supernet.
+        evaluations: widths that a search scores.
+        recalibrate_batches: from which BatchNorm is re-estimated.
+        tries: random networks of which the best goes on, after a tenth of the epochs.
+    """
+
+    pixels: int
+    share: float
+    train: int
+    valid: int
+    check: int
+    batch: int
+    epochs: int
+    supernet_epochs: int
+    evaluations: int
+    recalibrate_batches: int
+    tries: int
+
+
+SIZES = {
+    "small": Size(16, 0.25, 10_000, 2_000, 10_000, 64, 10, 20, 128, 16, 10),
+    "full": Size(32, 1.0, 45_000, 5_000, 10_000, 128, 60, 60, 1_000, 20, 20),
+}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """How a supernet is trained and asked; each other than the first differs from it in what its name says."""
+
+    sharing: SharingPattern
+    candidates: str = "sampled"
+    random_share: float = 0.0
+    bins: int | None = None
+    training: int = 1
+    sandwich: bool = False
+    distill: bool = False
+    near: float = 0.0
+    lr: float = 0.1
+
+
+FREE = LocallyFree(offset=1)
+ARMS = {
+    "locally-free": Arm(FREE),
+    "fixed": Arm(Fixed()),
+    "tied": Arm(FREE, candidates="tied"),
+    "fully-free": Arm(FullyFree()),
+    "offset-2": Arm(LocallyFree(offset=2)),
+    "offset-3": Arm(LocallyFree(offset=3)),
+    "no-min-min": Arm(FREE, random_share=1.0),
+    "uniform-bins": Arm(FREE, bins=8),
+    "long": Arm(FREE, training=3),
+    "fixed-long": Arm(Fixed(), training=3),
+    "sandwich": Arm(FREE, sandwich=True),
+    "sandwich-distill": Arm(FREE, sandwich=True, distill=True),
+    "near": Arm(FREE, near=1.0),
+    "near-half": Arm(FREE, near=0.5),
+    "fixed-near": Arm(Fixed(), near=1.0),
+    "lr": Arm(FREE, lr=0.03),
+    "near-distill": Arm(FREE, near=1.0, sandwich=True, distill=True),
+    "fixed-sandwich-distill": Arm(Fixed(), sandwich=True, distill=True),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """A network, a size and a seed: of initialisation, shuffling and augmentation, the same for every method.
+
+    Args:
+        work: a folder of checkpoints, by which what was interrupted goes on.
+    """
+
+    network: str
+    size: Size
+    seed: int
+    data: Path
+    work: Path
+    device: torch.device
+
+    @cached_property
+    def splits(self) -> Splits:
+        size = self.size
+        return load(
+            self.data, pixels=size.pixels, train=size.train, valid=size.valid, check=size.check, batch=size.batch,
+            device=self.device,
+        )  # fmt: skip
+
+    @property
+    def factory(self) -> Callable[[], nn.Module]:
+        return partial(NETWORKS[self.network], self.size.share)
+
+    @property
+    def example(self) -> torch.Tensor:
+        return torch.zeros(1, 1, self.size.pixels, self.size.pixels)
+
+    @cached_property
+    def space(self) -> SearchSpace:
+        return build_space(self.factory(), self.example, bins=FlopsSensitiveBins(min_bin=self.size.share))
+
+    @cached_property
+    def channels(self) -> SearchSpace:
+        """The same in bins of single channels."""
+        return rebin(self.space, SingleChannels())
+
+    def binned(self, arm: Arm) -> SearchSpace:
+        rule: BinRule | None = None if arm.bins is None else UniformBins(arm.bins)
+        return self.space if rule is None else rebin(self.space, rule)
+
+    def train(self, model: nn.Module, name: str, *, epochs: int, lr: float = 0.1) -> nn.Module:
+        """`model`, trained by the recipe of all."""
+        recipe = Recipe(epochs, optimizer_fn=partial(sgd, lr=lr))
+        settings = {"size": repr(self.size), "network": self.network, "seed": self.seed, "lr": lr, "epochs": epochs}
+        train_model(
+            model.to(self.device), self.splits.train, recipe, loss_fn=cross_entropy, seed=self.seed,
+            checkpoint=Checkpoint(self.work, name, settings), label=name,
+        )  # fmt: skip
+        return model
+
+    @cached_property
+    def dense(self) -> nn.Module:
+        """The full network, trained: where all pruners start from."""
+        network = Network(self.space, SubNetwork.fixed(self.space.largest))
+        return self.train(network.make(self.factory, seed=self.seed), "dense", epochs=self.size.epochs).eval()
+
+    def scorer(self, name: str, limits: Limits) -> tuple[Scorer, float]:
+        """A trained supernet of an arm, ready to be asked, and the seconds that its training took.
+
+        It depends on the limits where the arm draws widths near them.
+        """
+        arm = ARMS[name]
+        name = f"{name}-{limits.max_macs}" if arm.near else name
+        space = self.binned(arm)
+        model = Network(space, SubNetwork.fixed(space.largest)).make(self.factory, seed=self.seed).to(self.device)
+        supernet, candidates = Supernet(model, space), as_candidates(arm.candidates)
+        epochs = self.size.supernet_epochs * arm.training
+        steps = int(arm.random_share * epochs * len(self.splits.train))
+        settings = {"arm": repr(arm), "size": repr(self.size), "network": self.network, "seed": self.seed}
+        start = time.perf_counter()
+        train_supernet(
+            supernet, self.splits.train, Recipe(epochs, partial(sgd, lr=arm.lr)),
+            MinMin(
+                supernet, arm.sharing, candidates, steps, self.seed, sandwich=arm.sandwich, distill=arm.distill,
+                near=limits, near_share=arm.near,
+            ),
+            cross_entropy, checkpoint=Checkpoint(self.work, f"supernet-{name}", settings),
+        )  # fmt: skip
+        seconds = time.perf_counter() - start
+        kept = self.work / f"supernet-{name}.seconds"
+        if not kept.exists():
+            kept.write_text(str(seconds))  # of an interrupted training those of its last part alone
+        drawn = self.first_batches(self.size.recalibrate_batches)
+        scorer = Scorer(
+            supernet, list(self.splits.valid), accuracy, drawn, cross_entropy, arm.sharing, candidates, self.seed
+        )
+        return scorer, float(kept.read_text())
+
+    def first_batches(self, count: int) -> list[Batch]:
+        """Of the training images, as a first epoch would see them."""
+        drawn: list[Batch] = first_batches(self.splits.train, count, seed=self.seed, model=nn.Identity())
+        return drawn
+
+
+def scored(model: nn.Module, setting: Setting, split: str) -> float:
+    """The accuracy of a trained model, 0 to 1, on `check`, which decides what we do, or `test`, which is reported."""
+    with evaluating(model):
+        return accuracy(model, getattr(setting.splits, split))
+
+
+def sgd(parameters: object, *, lr: float) -> torch.optim.Optimizer:
+    """Nesterov momentum 0.9, weight decay 5e-4, as the package's default."""
+    return torch.optim.SGD(parameters, lr=lr, momentum=0.9, weight_decay=5e-4, nesterov=True)  # type: ignore[arg-type]
+
+
+def add_setting(parser: argparse.ArgumentParser) -> None:
+    """The options that the studies share."""
+    parser.add_argument("--data", type=Path, required=True, help="the folder of Fashion-MNIST")
+    parser.add_argument("--network", choices=NETWORKS, default="vgg13")
+    parser.add_argument("--size", choices=SIZES, default="small")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--work", type=Path, default=Path("runs/benchmarks"), help="folder of checkpoints")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+
+
+def setting_of(options: argparse.Namespace, seed: int) -> Setting:
+    size = SIZES[options.size]
+    work = options.work / options.size / options.network / f"seed{seed}"
+    return Setting(options.network, size, seed, options.data, work, torch.device(options.device))

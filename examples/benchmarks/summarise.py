@@ -1,0 +1,188 @@
+"""What the cells of compare.py say: a table on the screen, and compare.csv and a plot for each network in OUT.
+
+    python examples/benchmarks/summarise.py --out examples/benchmarks/compare
+
+Differences are paired: the same seed is the same dense network, the same data in the same order and the same number of
+updates. Their intervals are Student's, of 95 %, over seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from scipy import stats
+
+from nni_cafenet.files import replacing
+
+FAMILIES = {"tp": "torch-pruning", "nni": "NNI", "modelopt": "modelopt"}
+COLORS = {
+    "CafeNet": "#0072B2",
+    "torch-pruning": "#009E73",
+    "NNI": "#CC79A7",
+    "modelopt": "#E69F00",
+    "baseline": "#D55E00",
+}
+BASELINES = ("dense", "uniform", "random")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method at one budget with one seed; accuracies are 0 to 1, empty where it did not reach the budget."""
+
+    size: str
+    network: str
+    weights: str
+    budget: str
+    method: str
+    seed: int
+    macs: int | None = None
+    params: int | None = None
+    check: float | None = None
+    test: float | None = None
+    search_seconds: float | None = None
+    supernet_seconds: float | None = None
+    training_seconds: float | None = None
+    unreachable: str = ""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One method at one budget, over seeds."""
+
+    method: str
+    seeds: int
+    macs: float
+    params: float
+    mean: float
+    std: float
+    above_uniform: tuple[float, float, float] | None  # the mean difference and its interval
+    seconds: float
+    unreached: int
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="the folder that compare.py wrote into")
+    parser.add_argument("--split", choices=("test", "check"), default="test")
+    options = parser.parse_args()
+    cells = read(options.out)
+    write_csv(options.out / "compare.csv", cells)
+    for (size, network, weights), own in sorted(_by(cells, "size", "network", "weights").items()):
+        print(f"\n## {network}, {size}, {weights}\n")
+        print(table(own, options.split))
+        with replacing(options.out / f"{size}-{network}-{weights}.svg") as partial:
+            draw(own, f"{network} ({size}), {weights} weights", options.split).savefig(partial, format="svg")
+
+
+def read(folder: Path) -> list[Cell]:
+    """All cells below `folder`, in the order of their names."""
+    known = {field.name for field in fields(Cell)}
+    found = (json.loads(path.read_text()) for path in sorted(folder.glob("*/*/*.json")))
+    return [Cell(**{name: value for name, value in row.items() if name in known}) for row in found]
+
+
+def write_csv(path: Path, cells: Sequence[Cell]) -> None:
+    with replacing(path) as partial, partial.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([field.name for field in fields(Cell)])
+        writer.writerows(map(astuple, cells))
+
+
+def lines(cells: Iterable[Cell], split: str) -> list[Line]:
+    """The methods of one budget, the best first."""
+    by_method = _by(cells, "method")
+    uniform = {cell.seed: getattr(cell, split) for cell in by_method.get(("uniform",), [])}
+    found = []
+    for (method,), own in by_method.items():
+        scores = {cell.seed: getattr(cell, split) for cell in own if cell.macs is not None}
+        if not scores:
+            continue
+        reached = [cell for cell in own if cell.macs is not None]
+        paired = [score - uniform[seed] for seed, score in scores.items() if seed in uniform]
+        found.append(Line(
+            method, len(scores), statistics.mean(cell.macs or 0 for cell in reached),
+            statistics.mean(cell.params or 0 for cell in reached), statistics.mean(scores.values()),
+            statistics.stdev(scores.values()) if len(scores) > 1 else math.nan,
+            interval(paired) if len(paired) > 1 and method != "uniform" else None,
+            statistics.median((cell.search_seconds or 0) + (cell.supernet_seconds or 0) for cell in reached),
+            len(own) - len(reached),
+        ))  # fmt: skip
+    return sorted(found, key=lambda line: -line.mean)
+
+
+def interval(differences: Sequence[float]) -> tuple[float, float, float]:
+    """The mean and its 95 % interval by Student's t."""
+    mean, error = statistics.mean(differences), statistics.stdev(differences) / math.sqrt(len(differences))
+    margin = float(stats.t.ppf(0.975, len(differences) - 1)) * error
+    return mean, mean - margin, mean + margin
+
+
+def table(cells: Sequence[Cell], split: str) -> str:
+    """Markdown: for each budget the methods, the best first."""
+    dense = statistics.mean(cell.macs for cell in cells if cell.method == "dense" and cell.macs)
+    rows = [
+        "| budget | method | seeds | MACs | params | accuracy %, mean ± std | points above Uniform, 95 % | search |"
+    ]
+    rows.append("|---|---|---|---|---|---|---|---|")
+    for (budget,), own in sorted(_by(cells, "budget").items(), key=lambda item: -float(item[0][0].rstrip("%"))):
+        for line in lines(own, split):
+            above = "" if line.above_uniform is None else "{:+.2f} ({:+.2f} to {:+.2f})".format(
+                *(100 * value for value in line.above_uniform)
+            )  # fmt: skip
+            unreached = f", {line.unreached} not reached" if line.unreached else ""
+            rows.append(
+                f"| {budget} | {line.method} | {line.seeds}{unreached} | {line.macs / dense:.1%} | {line.params:,.0f} "
+                f"| {100 * line.mean:.2f} ± {100 * line.std:.2f} | {above} | {line.seconds:.0f} s |"
+            )
+    return "\n".join(rows)
+
+
+def draw(cells: Sequence[Cell], title: str, split: str) -> Figure:
+    """For each budget a panel: the accuracy of each method, its mean, and every seed."""
+    budgets = {budget: own for (budget,), own in _by(cells, "budget").items() if budget != "100%"}
+    order = sorted(budgets, key=lambda budget: -float(budget.rstrip("%")))
+    most = max(len(lines(own, split)) for own in budgets.values())
+    figure = Figure(figsize=(4.2 * len(order) + 0.6, 0.27 * most + 1.6), layout="constrained")
+    for axes, budget in zip(figure.subplots(1, len(order), squeeze=False)[0], order, strict=True):
+        ranked = lines(budgets[budget], split)[::-1]
+        by_method = _by(budgets[budget], "method")
+        for place, line in enumerate(ranked):
+            color = COLORS[family(line.method)]
+            seen = [100 * getattr(cell, split) for cell in by_method[line.method,] if cell.macs is not None]
+            axes.plot(seen, [place] * len(seen), ".", color=color, alpha=0.45, markersize=5)
+            axes.plot(100 * line.mean, place, "|", color=color, markersize=13, markeredgewidth=2.5)
+            if line.method == "uniform":
+                axes.axvline(100 * line.mean, color=color, linewidth=0.8, linestyle=":")
+        axes.set_yticks(range(len(ranked)), [line.method for line in ranked], fontsize=8)
+        for label, line in zip(axes.get_yticklabels(), ranked, strict=True):
+            label.set_color(COLORS[family(line.method)])
+        axes.set_title(f"{budget} of the MACs", fontsize=10)
+        axes.set_xlabel(f"{split} accuracy, %")
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def family(method: str) -> str:
+    """Whose method it is."""
+    return "baseline" if method in BASELINES else FAMILIES.get(method.partition("-")[0], "CafeNet")
+
+
+def _by(cells: Iterable[Cell], *names: str) -> Mapping[tuple[str, ...], list[Cell]]:
+    found: dict[tuple[str, ...], list[Cell]] = defaultdict(list)
+    for cell in cells:
+        found[tuple(getattr(cell, name) for name in names)].append(cell)
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,206 @@
+"""The studies of examples/benchmarks run on tiny data that lie on disk as the real ones do, and count right."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+from nni_cafenet import CafeNetError, count_macs
+from tests.examples import on_disk
+
+BENCHMARKS = Path(__file__).parents[2] / "examples" / "benchmarks"
+NAMES = ("fashion_mnist", "networks", "setting", "rivals", "compare", "summarise", "agreement", "ranking")
+
+
+@pytest.fixture(scope="module")
+def modules() -> Iterator[dict[str, ModuleType]]:
+    """As scripts import one another, and gone afterwards."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(BENCHMARKS)
+        yield {name: importlib.import_module(name) for name in NAMES}
+    for name in NAMES:
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def tiny(modules: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Options of a study that takes seconds."""
+    setting = modules["setting"]
+    size = setting.Size(
+        pixels=16, share=0.125, train=64, valid=16, check=16, batch=16, epochs=2, supernet_epochs=1, evaluations=16,
+        recalibrate_batches=1, tries=2,
+    )  # fmt: skip
+    monkeypatch.setitem(setting.SIZES, "small", size)
+    data = on_disk.fashion_mnist(tmp_path / "data")
+    return ["--data", str(data), "--work", str(tmp_path / "work"), "--device", "cpu"]
+
+
+def run(module: ModuleType, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *arguments])
+    module.main()
+
+
+def test_splits_are_apart_and_normalised(modules: dict[str, ModuleType], tmp_path: Path) -> None:
+    data = on_disk.fashion_mnist(tmp_path / "data")
+    splits = modules["fashion_mnist"].load(data, pixels=32, train=50, valid=20, check=20, batch=16)
+    assert [len(getattr(splits, name).labels) for name in ("train", "valid", "check", "test")] == [50, 20, 20, 32]
+    whole = torch.cat([splits.train.images, splits.valid.images, splits.check.images])
+    assert len({image.numpy().tobytes() for image in whole}) == 90
+    black = -modules["fashion_mnist"].MEAN / modules["fashion_mnist"].STD
+    assert whole.shape[1:] == (1, 32, 32) and torch.allclose(whole[:, :, :2], torch.tensor(black))
+    small = modules["fashion_mnist"].load(data, pixels=16, train=50, valid=20, check=20, batch=16)
+    assert torch.allclose(small.valid.images[3, 0, 4, 5], splits.valid.images[3, 0, 8:10, 10:12].mean())
+
+
+def test_training_batches_are_whole_shuffled_and_augmented(modules: dict[str, ModuleType], tmp_path: Path) -> None:
+    data = on_disk.fashion_mnist(tmp_path / "data")
+    train = modules["fashion_mnist"].load(data, pixels=16, train=50, valid=20, check=20, batch=16).train
+    torch.manual_seed(0)
+    first, second = list(train), list(train)
+    assert len(first) == len(train) == 3 and all(images.shape == (16, 1, 16, 16) for images, _ in first)
+    assert not torch.equal(first[0][1], second[0][1])
+    torch.manual_seed(0)
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(first, train, strict=True))
+    moved = modules["fashion_mnist"]._augmented(train.images[:1].expand(200, -1, -1, -1))
+    assert len({image.numpy().tobytes() for image in moved}) > 40  # of 25 shifts, mirrored or not
+    assert any(torch.equal(image, train.images[0]) for image in moved)
+
+
+@pytest.mark.parametrize("part", ["train-images-idx3", "t10k-labels-idx1"])
+@pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.99])
+def test_a_damaged_file_is_named(modules: dict[str, ModuleType], tmp_path: Path, part: str, share: float) -> None:
+    data = on_disk.fashion_mnist(tmp_path / "data")
+    path = data / f"{part}-ubyte.gz"
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(CafeNetError, match=rf"{part}-ubyte.gz is damaged .* delete it and get it again by python -c"):
+        modules["fashion_mnist"].load(data, pixels=16, train=8, valid=8, check=8, batch=8)
+
+
+def test_missing_data_say_where_they_are_expected(modules: dict[str, ModuleType], tmp_path: Path) -> None:
+    with pytest.raises(CafeNetError, match=r"train-images-idx3-ubyte.gz is missing: name the folder .* by --data"):
+        modules["fashion_mnist"].load(tmp_path, pixels=16, train=8, valid=8, check=8, batch=8)
+
+
+def test_labels_that_do_not_fit_are_refused(modules: dict[str, ModuleType], tmp_path: Path) -> None:
+    data = on_disk.fashion_mnist(tmp_path / "data")
+    (data / "train-labels-idx1-ubyte.gz").write_bytes((data / "t10k-labels-idx1-ubyte.gz").read_bytes())
+    with pytest.raises(CafeNetError, match="96 images, 32 labels"):
+        modules["fashion_mnist"].load(data, pixels=16, train=8, valid=8, check=8, batch=8)
+
+
+def test_networks_have_the_known_sizes(modules: dict[str, ModuleType]) -> None:
+    networks, example = modules["networks"].NETWORKS, torch.zeros(1, 1, 32, 32)
+    macs = {name: round(count_macs(make(1.0), example) / 1e6) for name, make in networks.items()}
+    assert macs == {"vgg13": 228, "vgg19": 398, "resnet18": 555, "mobilenet_v2": 91}  # the paper has 399 for its VGG
+    assert all(count_macs(make(0.25), example) < 0.15 * 1e6 * macs[name] for name, make in networks.items())
+
+
+def test_a_comparison_fits_its_budget_and_a_second_run_trains_nothing(
+    modules: dict[str, ModuleType], tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    methods = ["uniform", "random", "cafenet-e", "fixed-r", "greedy", "tp-magnitude-global"]
+    out = tmp_path / "cells"
+    asked = [*tiny, "--out", str(out), "--budgets", "40%", "--methods", *methods]
+    run(modules["compare"], asked, monkeypatch)
+    rows = {row["method"]: row for row in map(json.loads, (path.read_text() for path in out.glob("*/*/*.json")))}
+    assert set(rows) == {"dense", *methods}
+    most = 0.4 * rows.pop("dense")["macs"]
+    assert all(0.8 * most < row["macs"] <= most for row in rows.values())
+    assert all(0 <= row[split] <= 1 for row in rows.values() for split in ("check", "test"))
+    monkeypatch.setattr(modules["compare"], "cell", None)
+    run(modules["compare"], asked, monkeypatch)
+
+    modules["summarise"].main.__globals__["print"] = lambda *_: None
+    run(modules["summarise"], ["--out", str(out)], monkeypatch)
+    del modules["summarise"].main.__globals__["print"]
+    assert (out / "small-vgg13-scratch.svg").read_text().count("40% of the MACs") >= 1
+    assert len((out / "compare.csv").read_text().splitlines()) == 1 + 7
+
+
+def test_inherited_weights_are_those_of_the_method(
+    modules: dict[str, ModuleType], tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = {}
+
+    def train(self: object, model: torch.nn.Module, name: str, **_: object) -> torch.nn.Module:
+        started[name.split("-")[0]] = model.features[0].weight.detach().clone()
+        return model
+
+    monkeypatch.setattr(modules["setting"].Setting, "train", train)
+    asked = [*tiny, "--out", str(tmp_path), "--budgets", "40%", "--methods", "uniform", "cafenet-r", "--weights"]
+    run(modules["compare"], [*asked, "inherited"], monkeypatch)
+    full, uniform, found = (started[name] for name in ("dense", "uniform", "cafenet"))
+    assert torch.equal(uniform, full[: len(uniform)])
+    assert not any(torch.equal(channel, other) for channel in found for other in full)  # the supernet's
+
+
+def test_differences_are_paired_by_seed(modules: dict[str, ModuleType]) -> None:
+    summarise = modules["summarise"]
+    cells = [
+        summarise.Cell("small", "vgg13", "scratch", "10%", method, seed, macs=10, params=5, test=score)
+        for method, scores in {"uniform": (0.5, 0.9, 0.1), "cafenet-e": (0.51, 0.93, 0.12)}.items()
+        for seed, score in enumerate(scores)
+    ]
+    best, other = summarise.lines(cells, "test")
+    assert (best.method, best.seeds, other.above_uniform) == ("cafenet-e", 3, None)
+    mean, low, high = best.above_uniform
+    assert mean == pytest.approx(0.02) and (low, high) == pytest.approx((0.02 - 0.02484, 0.02 + 0.02484), abs=1e-5)
+    unreached = summarise.Cell("small", "vgg13", "scratch", "10%", "nni-l1", 0, unreachable="at least 12 %")
+    assert [line.method for line in summarise.lines([*cells, unreached], "test")] == ["cafenet-e", "uniform"]
+    dense = summarise.Cell("small", "vgg13", "scratch", "100%", "dense", 0, 99, 9, 1, 1)
+    assert "cafenet-e | 3 |" in summarise.table([*cells, dense], "test")
+
+
+def test_agreement_is_kendalls_and_its_intervals_hold_it(
+    modules: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agreement = modules["agreement"]
+    monkeypatch.setattr(agreement, "DRAWS", 200)
+    assert agreement.tau(np.array([1.0, 2, 3, 4]), np.array([1.0, 3, 2, 4])) == pytest.approx(4 / 6)
+    assert agreement.tau(np.ones(4), np.arange(4.0)) == 0
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=40)
+    truths = truth + 0.1 * rng.normal(size=(4, 40))
+    good, bad = truth + 0.3 * rng.normal(size=(3, 40)), truth + 2.0 * rng.normal(size=(3, 40))
+    found = agreement.agreement("free", "all", good, truths, bad)
+    assert 0.6 < found.low < found.tau < found.high < 1
+    assert 0 < found.gain_low < found.gain < found.gain_high
+    same = agreement.agreement("free", "all", good, truths, good)
+    assert (same.gain, same.gain_low, same.gain_high) == (0, 0, 0)  # paired: A/A is no difference at all
+    assert agreement.agreement("fixed", "all", bad, truths, bad).gain is None
+    assert agreement.split_half(truths) > 0.85 and math.isnan(agreement.split_half(truths[:1]))
+
+
+def test_a_ranking_study_goes_on_and_reports(
+    modules: dict[str, ModuleType], tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    ranking, out = modules["ranking"], tmp_path / "ranking"
+    monkeypatch.setattr(modules["agreement"], "DRAWS", 100)
+    asked = [*tiny, "--out", str(out), "--widths", "6", "--band", "30%"]
+    run(ranking, ["truth", *asked, "--seeds", "0", "1"], monkeypatch)
+    rows = ranking.read(out / "alone.csv", ranking.Alone)
+    assert [(row.width, row.seed) for row in rows] == [(width, seed) for seed in (0, 1) for width in range(6)]
+    assert [row.band for row in rows[:6]] == [True] * 3 + [False] * 3
+    dense = ranking.setting_of.__globals__["NETWORKS"]["vgg13"](0.125)
+    most = 0.3 * count_macs(dense, torch.zeros(1, 1, 16, 16))
+    assert all(0.9 * most < row.macs <= most for row in rows[:3])
+    lines = (out / "alone.csv").read_text().splitlines()
+    (out / "alone.csv").write_text("\n".join(lines[:-2]) + "\n")  # as if it had been interrupted
+    run(ranking, ["truth", *asked, "--seeds", "0", "1"], monkeypatch)
+    assert (out / "alone.csv").read_text().splitlines() == lines
+
+    run(ranking, ["supernets", *asked, "--seeds", "0", "--arms", "locally-free", "fixed", "uniform-bins"], monkeypatch)
+    capsys.readouterr()
+    run(ranking, ["report", "--out", str(out)], monkeypatch)
+    assert "all: 6 widths, 2 seeds each" in capsys.readouterr().out
+    assert (out / "vgg13-accuracy.csv").read_text().count("\n") == 1 + 2 * 3 and (out / "vgg13-accuracy.svg").exists()

@@ -135,6 +135,12 @@ def test_refuses_no_example_and_two(example):
         WidthModelSpace(DigitsNet, **example)
 
 
+@pytest.mark.parametrize("shape", [8, "1,1,8,8", (1, 1, 8, 8.5), (0, 1, 8, 8), (), torch.zeros(IMAGE_SHAPE)])
+def test_refuses_a_shape_that_is_none(shape):
+    with pytest.raises(ValueError, match=r"example_shape must be whole numbers \(N, C, H, W\), but got"):
+        WidthModelSpace(DigitsNet, example_shape=shape)
+
+
 def test_refuses_a_factory_of_something_else():
     with pytest.raises(TypeError, match=r"factory must make a torch\.nn\.Module, but .*dict.* made a dict"):
         WidthModelSpace(dict, example_shape=IMAGE_SHAPE)

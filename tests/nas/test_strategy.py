@@ -260,7 +260,7 @@ class Branches(ModelSpace):
 
 
 def test_refuses_a_model_space_of_other_choices(loaders, make_strategy, make_experiment):
-    with pytest.raises(UnsupportedModel, match="the choice 'branch' decides no layer's number of channels"):
+    with pytest.raises(UnsupportedModel, match=r"the choice 'branch' decides what to run of branch \(LayerChoice\)"):
         make_experiment(Branches(), untrainable(loaders), make_strategy()).run()
 
 

@@ -135,6 +135,8 @@ def _build(
         if not whole or min(example_shape, default=0) < 1:
             raise ValueError(f"example_shape must be whole numbers (N, C, H, W), but got {example_shape!r}")
         example_inputs = torch.randn(tuple(example_shape), generator=torch.Generator().manual_seed(0))
+        if (parameter := next(net.parameters(), None)) is not None:
+            example_inputs = example_inputs.to(parameter)  # its device and precision
     return net, build_space(net, example_inputs, **options)
 
 

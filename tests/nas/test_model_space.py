@@ -14,6 +14,7 @@ from nni.nas.space import SimplifiedModelSpace
 
 from nni_cafenet import LocallyFree, UniformBins, WidthModelSpace, Widths, count_macs, slice_model
 from nni_cafenet.demo import IMAGE_SHAPE, DigitsNet
+from nni_cafenet.nas import model_space
 from nni_cafenet.tracing.verify import randomise
 from tests.snapshots import Snapshot
 
@@ -127,6 +128,13 @@ def test_a_copied_space_freezes_the_same_models(space, copied):
 def test_takes_example_inputs_instead_of_a_shape():
     space = WidthModelSpace(DigitsNet, example_inputs={"images": torch.zeros(IMAGE_SHAPE)})
     assert space.freeze(smallest(space)).eval()(torch.zeros(IMAGE_SHAPE)).shape == (1, 10)
+
+
+def test_the_example_of_a_shape_is_where_the_model_is(monkeypatch):
+    given = []
+    monkeypatch.setattr(model_space, "build_space", lambda net, example, **options: given.append(example))
+    model_space._build(DigitsNet().to("meta"), example_shape=IMAGE_SHAPE)
+    assert given[0].device == torch.device("meta")
 
 
 @pytest.mark.parametrize("example", [{}, {"example_shape": IMAGE_SHAPE, "example_inputs": torch.zeros(IMAGE_SHAPE)}])

@@ -96,6 +96,16 @@ def check_numbers(random_share: float, recalibrate_batches: int) -> None:
         raise ValueError(f"recalibrate_batches must be at least 1, but got {recalibrate_batches}")
 
 
+def check_parts(sharing: object, searcher: object) -> None:
+    """Raise TypeError where one of the parts that every front end takes is a name or a class, and no such part."""
+    for name, part, methods, example in (
+        ("sharing", sharing, ("choices", "draw"), "LocallyFree(offset=1)"),
+        ("searcher", searcher, ("begin", "ask", "tell"), "Evolution(seed=0)"),
+    ):
+        if isinstance(part, type) or not all(callable(getattr(part, method, None)) for method in methods):
+            raise TypeError(f"{name} must be an object with {', '.join(methods)}, such as {example}, but got {part!r}")
+
+
 def _supernet_step(training: MinMin, loss_fn: LossFn) -> StepFn:
     def step(batch: Any, number: int) -> float:
         loss = training.loss(batch, number, loss_fn)

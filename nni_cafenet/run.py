@@ -15,7 +15,7 @@ from torch import nn
 from nni_cafenet.checkpoint import Checkpoint
 from nni_cafenet.cost import Budget, Limits
 from nni_cafenet.distributed import from_first
-from nni_cafenet.phases import check_numbers, search_supernet, train_supernet, try_score
+from nni_cafenet.phases import check_numbers, check_parts, search_supernet, train_supernet, try_score
 from nni_cafenet.result import Result
 from nni_cafenet.search.evolution import Evolution
 from nni_cafenet.search.searcher import Candidate, Searcher
@@ -159,6 +159,7 @@ def search_widths(
     _check_stages(stages, space, all_limits[0] if budgets is None else None)
     sharing = sharing or LocallyFree(offset=1)
     searcher = searcher or Evolution(seed=seed)
+    check_parts(sharing, searcher)
     training, scoring = as_candidates(candidates), as_candidates(score_candidates or candidates)
     loss_of = as_loss(loss_fn)
     batches = count_batches(train_batches)

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torchvision
 
 import nni_cafenet
 from nni_cafenet.cli import main
@@ -50,6 +51,26 @@ def test_the_section_on_speedup_and_peers_runs():
     for quick in (names["quick"].state_dict(), names["by_hand"].state_dict()):
         assert all(tensor.shape == quick[key].shape for key, tensor in slim.items())
     assert names["slim"].inner1[0].out_channels == 5
+
+
+@pytest.mark.filterwarnings("ignore")  # NNI's and torchvision's own
+def test_the_constraints_bound_the_space_shown_before_them() -> None:
+    from nni_cafenet.nas.constraints import limits_under
+
+    (shown,) = (block for block in blocks("python") if "exp.run()" in block and "space = " in block)
+    (space,) = (line for line in shown.splitlines() if line.startswith("space = "))
+    (block,) = (block for block in blocks("python") if "RangeProfilerFilter" in block)
+    names = {"torchvision": torchvision, "budget": nni_cafenet.Budget(max_macs="50%")}
+    names |= {"MyLatency": object, "WidthModelSpace": nni_cafenet.WidthModelSpace}
+    exec(space, names)
+    made = [node.value for node in ast.parse(block).body if isinstance(node, ast.Expr)]
+    exec(block, names)
+    strategies = [eval(ast.unparse(call), names) for call in made]
+    limits = [limits_under(names["space"].space, strategy.budget, strategy.filter) for strategy in strategies]
+    assert [limit.max_macs for limit in limits] == [
+        3_000_000,
+        *[names["space"].space.limits(names["budget"]).max_macs] * 3,
+    ]
 
 
 def test_commands_in_the_readme_have_the_options_shown(capsys):

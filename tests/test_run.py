@@ -31,6 +31,7 @@ from nni_cafenet import (
     LocallyFree,
     RandomSearch,
     Result,
+    Sampled,
     SearchSpace,
     Stage,
     TrainingDiverged,
@@ -471,6 +472,21 @@ def test_a_random_share_that_is_no_share_is_refused(share: float) -> None:
 def test_recalibrating_on_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="recalibrate_batches must be at least 1, but got 0"):
         run(recalibrate_batches=0)
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"sharing": "locally_free"}, r"sharing must be an object .* LocallyFree\(offset=1\), but got 'locally_free'"),
+        ({"sharing": LocallyFree}, "sharing must be an object .* but got <class"),
+        ({"searcher": "evolution"}, r"searcher must be an object .* Evolution\(seed=0\), but got 'evolution'"),
+        ({"searcher": RandomSearch}, "searcher must be an object .* but got <class"),
+        ({"candidates": Sampled}, r"candidates must be an object such as Sampled\(3\), or a name of one, but got"),
+    ],
+)
+def test_names_and_classes_in_the_place_of_parts_are_refused(part: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        run(**part)
 
 
 def test_training_by_coordinate_is_refused() -> None:

@@ -96,14 +96,28 @@ class Constrained:
         self._space = space
         self.searcher.begin(space, self._narrowed(space, limits))
 
-    def check(self, space: SearchSpace, limits: Limits, *, seed: int) -> None:
-        """Raise CafeNetError where none of many widths within `limits` are admitted: before anything is trained."""
+    def check(self, space: SearchSpace, limits: Limits, *, seed: int, sample: Mapping[str, Any]) -> None:
+        """Raise CafeNetError where the filter fails, or admits none of many widths within `limits`.
+
+        Args:
+            space: to be searched.
+            limits: of the budget.
+            seed: of the widths drawn.
+            sample: of the smallest network, to tell in messages what a filter gets.
+        """
+        try:
+            self.admits(space.smallest)
+        except Exception as error:  # whatever a user's filter or profiler raises
+            raise CafeNetError(
+                f"the filter fails on {sample} with {type(error).__name__}: {error}: it gets such samples, channels by "
+                f"label, and returns True or False; a profiler has profile(sample)"
+            ) from error
         rng = np.random.default_rng([seed, 2])
         narrowed = self._narrowed(space, limits)
         if not any(self.admits(draw_within(space, narrowed, rng)) for _ in range(MOST_DRAWS)):
             raise CafeNetError(
                 f"the filter admits none of {MOST_DRAWS} widths drawn within the budget ({limits}): loosen the filter "
-                f"or the budget; filter(sample) gets channels by label, such as {space.channels(space.smallest)}"
+                f"or the budget; filter(sample) gets channels by label, such as {sample}"
             )
 
     def ask(self, n: int = 1) -> list[Widths]:

@@ -46,7 +46,7 @@ class WidthModelSpace(ModelSpace):
 
     Raises:
         TypeError: `factory` makes something else than a torch.nn.Module.
-        ValueError: not exactly one of `example_shape` and `example_inputs` is given.
+        ValueError: not exactly one of `example_shape` and `example_inputs` is given, or the shape is none.
         UnsupportedModel: see build_space.
     """
 
@@ -131,7 +131,12 @@ def _build(
             f"give the model's class, or a function that returns the model"
         )
     if example_shape is not None:
+        whole = isinstance(example_shape, Sequence) and all(isinstance(size, int) for size in example_shape)
+        if not whole or min(example_shape, default=0) < 1:
+            raise ValueError(f"example_shape must be whole numbers (N, C, H, W), but got {example_shape!r}")
         example_inputs = torch.randn(tuple(example_shape), generator=torch.Generator().manual_seed(0))
+        if (parameter := next(net.parameters(), None)) is not None:
+            example_inputs = example_inputs.to(parameter)  # its device and precision
     return net, build_space(net, example_inputs, **options)
 
 

@@ -104,7 +104,8 @@ def reported_metric(trial: ExecutableModelSpace, reporter: str) -> float:
     if metric is None:
         raise InvalidScore(
             f"{reporter} reports no metric when it validates: call nni.report_final_result(metric), or "
-            f"nni.report_intermediate_result(metric), for instance in its on_validation_end"
+            f"nni.report_intermediate_result(metric), for instance in its on_validation_end; where it does, its "
+            f"validation data holds no batch"
         )
     if not math.isfinite(metric):
         raise InvalidScore(

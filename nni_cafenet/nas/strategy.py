@@ -25,7 +25,7 @@ from nni_cafenet.nas.evaluation import LightningWork, Work, checked_evaluator, m
 from nni_cafenet.nas.functional import FunctionalWork, Lesson
 from nni_cafenet.nas.progress import Progress
 from nni_cafenet.nas.ranking import PenalisedScorer, Ranking, as_penalty, check_ran, reported_metric
-from nni_cafenet.phases import check_numbers, search_supernet
+from nni_cafenet.phases import check_numbers, check_parts, search_supernet
 from nni_cafenet.result import Result
 from nni_cafenet.search.evolution import Evolution
 from nni_cafenet.search.searcher import Candidate, Searcher
@@ -114,10 +114,11 @@ class CafeNet(OneShotStrategy):
         if mutation_hooks:
             raise TypeError("CafeNet takes no mutation_hooks: it trains the model's own layers and replaces none")
         check_numbers(random_share, recalibrate_batches)
-        if top_k < 1:
-            raise ValueError(f"top_k must be at least 1, but got {top_k}")
+        if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
+            raise ValueError(f"top_k must be a whole number of at least 1, but got {top_k!r}")
         self.budget, self.sharing = budget, sharing or LocallyFree(offset=1)
         self.searcher = searcher or Evolution(seed=seed)
+        check_parts(self.sharing, self.searcher)
         self.candidates = as_candidates(candidates)
         self.score_candidates = as_candidates(score_candidates or candidates)
         self.random_share, self.recalibrate_batches = random_share, recalibrate_batches
@@ -145,7 +146,8 @@ class CafeNet(OneShotStrategy):
             self.searcher, on_widths(self.filter, supernet), engine.budget_available,
             below=on_widths(upper_part(self.filter), supernet),
         )  # fmt: skip
-        self._constrained.check(space, self._limits, seed=self.seed)
+        least = supernet.sample_of(space.smallest)
+        self._constrained.check(space, self._limits, seed=self.seed, sample=least)
         lower = metric_is_an_error(evaluator) if self.lower_is_better is None else self.lower_is_better
         self._ranking = Ranking(lower, self.penalty)
         self._supernet = Supernet(net, space)
@@ -280,7 +282,10 @@ class CafeNet(OneShotStrategy):
                 write over the checkpoint that it could not resume from.
         """
         if self._mutated_model_space is None or self._state_refused:
-            raise RuntimeError("CafeNet was not initialised or could not be resumed: it has no state worth saving")
+            raise RuntimeError(
+                "CafeNet could not be initialised or resumed, for a reason given by another error: nothing is saved, "
+                "and a checkpoint that is there already stays as it is"
+            )
         return {**self._progress.state_dict(), **self._work.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

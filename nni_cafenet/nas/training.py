@@ -15,6 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
+from nni_cafenet.errors import InvalidBatches
 from nni_cafenet.supernet.minmin import MinMin
 from nni_cafenet.supernet.objectives import LossFn, checked_loss
 from nni_cafenet.supernet.recalibrate import recalibrate
@@ -58,6 +59,7 @@ class MinMinModule(BaseOneShotLightningModule):
         self.calibration: Sequence[Any] = ()
         self._supernet, self._training, self._quiet_loss = supernet, training, loss_fn
         self._minmin = training(0)
+        self._begun = self._restored = False
 
     @property
     def automatic_optimization(self) -> bool:
@@ -98,6 +100,7 @@ class MinMinModule(BaseOneShotLightningModule):
         self.training_module.on_save_checkpoint(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._restored = True
         if RANDOM_STATE in checkpoint:
             state, *cuda = checkpoint[RANDOM_STATE]
             torch.set_rng_state(state.cpu())
@@ -109,7 +112,24 @@ class MinMinModule(BaseOneShotLightningModule):
         # of batches: Lightning's "stepping batches" are the optimizer's steps
         batches = self.trainer.estimated_stepping_batches * self.trainer.accumulate_grad_batches
         self._minmin = self._training(batches)
+        self._begun = True
         return super().on_train_start()
+
+    def on_fit_end(self) -> Any:
+        """The user's own, unless nothing is left to train: the run ended after the last checkpoint of its training.
+
+        Raises:
+            InvalidBatches: there was nothing to train from the start.
+        """
+        if self._begun:
+            return super().on_fit_end()
+        if not self._restored:
+            raise InvalidBatches(
+                f"the evaluator's trainer trained nothing: its max_epochs={self.trainer.max_epochs}, its train data "
+                f"holds no batch, or it has trained {self.trainer.current_epoch} epochs in another experiment already: "
+                f"give a new evaluator, with epochs and batches to train"
+            )
+        return None  # metrics are of the fit that was ended, and not known any more
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         """The loss of the best candidate; what that candidate logged is logged, and nothing of the others."""
@@ -117,7 +137,7 @@ class MinMinModule(BaseOneShotLightningModule):
 
         def loss_fn(model: nn.Module, batch: Any) -> torch.Tensor:
             with _held_log(self.training_module) as calls:
-                loss = _loss_of(self.training_module.training_step(batch, batch_idx))
+                loss = _loss_of(self.training_module, self.training_module.training_step(batch, batch_idx))
             logged[id(loss)] = calls
             return loss
 
@@ -169,18 +189,25 @@ def quiet_loss(evaluator: Lightning) -> LossFn:
         batch = hook("on_before_batch_transfer", precision.convert_input(batch), 0)
         batch = hook("on_after_batch_transfer", hook("transfer_batch_to_device", batch, device, 0), 0)
         with _held_log(module), precision.forward_context():
-            return _loss_of(module.training_step(batch, 0))
+            return _loss_of(module, module.training_step(batch, 0))
 
     return loss_fn
 
 
-def _loss_of(output: Any) -> torch.Tensor:
-    """The loss in what a training_step returns: a tensor, or a dict that holds it.
+def _loss_of(module: LightningModule, output: Any) -> torch.Tensor:
+    """The loss in what `module`'s training_step returns: a tensor, or a dict that holds it.
 
     Raises:
         InvalidBatches: there is none.
     """
-    return checked_loss(output.get("loss") if isinstance(output, Mapping) else output)
+    loss = output.get("loss") if isinstance(output, Mapping) else output
+    if loss is None:
+        got = f"a dict of {', '.join(map(repr, output))}" if isinstance(output, Mapping) else "None"
+        raise InvalidBatches(
+            f"{type(module).__name__}.training_step returned {got}, and candidates are compared by their losses: "
+            f"return the loss, or a dict with it as 'loss', for every batch"
+        )
+    return checked_loss(loss)
 
 
 @contextmanager

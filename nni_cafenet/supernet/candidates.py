@@ -102,6 +102,8 @@ class Coordinate:
 def as_candidates(name: Candidates | str) -> Candidates:
     """Candidates by name, as the command line gives them: "tied", "sampled", "sampled:5" or "coordinate"."""
     if not isinstance(name, str):
+        if isinstance(name, type) or not callable(getattr(name, "best", None)):
+            raise TypeError(f"candidates must be an object such as Sampled(3), or a name of one, but got {name!r}")
         return name
     word, _, number = name.partition(":")
     if word == "sampled" and (not number or number.isdigit()):

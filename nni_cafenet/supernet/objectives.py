@@ -60,6 +60,10 @@ def accuracy(model: nn.Module, batches: Iterable[Any]) -> float:
 def as_loss(loss_fn: LossFn | TorchLoss | nn.Module) -> LossFn:
     """`loss_fn` as a function of (model, batch): torch's own losses are applied to (model(inputs), targets)."""
     function = loss_fn.func if isinstance(loss_fn, partial) else loss_fn
+    if isinstance(function, type):
+        raise TypeError(
+            f"loss_fn must be a function or a module, but got the class {function.__name__}: make an instance"
+        )
     if isinstance(function, nn.Module) or getattr(function, "__module__", None) == "torch.nn.functional":
 
         def applied(model: nn.Module, batch: Any) -> torch.Tensor:

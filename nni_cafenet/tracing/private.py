@@ -54,9 +54,18 @@ def private_copy(model: nn.Module, example: Example) -> nn.Module:
             place = f" in {running[-1]}" if running and running[-1] else ""
             raise UnsupportedModel(
                 f"the forward of {type(model).__name__} fails on the example inputs of shapes {shapes} "
-                f"(batch cut to 1){place}: {type(error).__name__}: {error}"
+                f"(batch cut to 1){place}: {type(error).__name__}: {error}{_devices(private, example)}"
             ) from error
     return private
+
+
+def _devices(model: nn.Module, example: Example) -> str:
+    """The end of a message, where the model and its inputs are not on the same device."""
+    theirs = sorted({str(tensor.device) for tensor in model.parameters()})
+    given = sorted({str(tensor.device) for tensor in example.tensors})
+    if not theirs or theirs == given:
+        return ""
+    return f"; the model is on {', '.join(theirs)} and the inputs are on {', '.join(given)}: move them to one device"
 
 
 def small_example(model: nn.Module, example: Example) -> Example:

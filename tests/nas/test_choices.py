@@ -119,8 +119,8 @@ def test_values_that_are_no_choice_are_refused(space):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        (hand_written.WithLayerChoice, "the choice 'act' decides no layer's number of channels, and CafeNet searches"),
-        (hand_written.WithDepth, "the choice 'depth' decides no layer's number of channels"),
+        (hand_written.WithLayerChoice, "the choice 'act' decides what to run of act (LayerChoice), and CafeNet"),
+        (hand_written.WithDepth, "the choice 'depth' decides what to run of deep (Repeat)"),
         (hand_written.WithKernel, "the choice 'kernel' decides kernel_size of more (MutableConv2d)"),
         (hand_written.WithDropout, "the choice 'rate' decides p of drop (MutableDropout)"),
         (
@@ -186,7 +186,9 @@ def test_a_space_without_choices_is_refused():
             super().__init__()
             self.fc = nn.Linear(1, 1)
 
-    with pytest.raises(UnsupportedModel, match=r"Plain has no nni.choice: .* WidthModelSpace\(factory"):
+    with pytest.raises(
+        UnsupportedModel, match=r"Plain has no nni.choice of several values: .* WidthModelSpace\(factory"
+    ):
         ChoiceModelSpace(Plain(), IMAGES)
 
 
@@ -196,7 +198,7 @@ def test_a_model_that_is_no_space_is_refused():
 
 
 def test_batches_that_do_not_tell_the_input_are_refused_with_the_remedy():
-    with pytest.raises(TypeError, match=r"starts with a dict instead of a tensor: give NasExperiment ChoiceModelSpace"):
+    with pytest.raises(TypeError, match=r"starts with a dict instead of a tensor, or a list of them: give NasExp"):
         as_width_space(hand_written.Simple(), lambda: [{"image": IMAGES}])
 
 

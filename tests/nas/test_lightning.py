@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import nni_cafenet.supernet.minmin as minmin
-from nni_cafenet import WidthModelSpace
+from nni_cafenet import InvalidBatches, WidthModelSpace
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -134,6 +134,17 @@ def test_logs_dicts_of_the_winning_candidate(loaders, make_space, make_strategy,
     make_experiment(make_space(), lightning(Logs(), loaders, callbacks=[watch]), make_strategy()).run()
     assert len(watch.pairs) == 8
     assert all(learned == pytest.approx(logged) for learned, logged in watch.pairs)
+
+
+@pytest.mark.parametrize(("output", "got"), [({"lost": 1}, "a dict of 'lost'"), (None, "None")])
+def test_refuses_a_training_step_without_a_loss(output, got, loaders, make_space, make_strategy, make_experiment):
+    class Lossless(Own):
+        def training_step(self, batch, batch_idx):
+            return output
+
+    message = f"Lossless.training_step returned {got}, .* return the loss, or a dict with it as 'loss'"
+    with pytest.raises(InvalidBatches, match=message):
+        make_experiment(make_space(), lightning(Lossless(), loaders), make_strategy()).run()
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("bf16-mixed", torch.bfloat16), ("64-true", torch.float64)])

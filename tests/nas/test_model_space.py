@@ -14,6 +14,7 @@ from nni.nas.space import SimplifiedModelSpace
 
 from nni_cafenet import LocallyFree, UniformBins, WidthModelSpace, Widths, count_macs, slice_model
 from nni_cafenet.demo import IMAGE_SHAPE, DigitsNet
+from nni_cafenet.nas import model_space
 from nni_cafenet.tracing.verify import randomise
 from tests.snapshots import Snapshot
 
@@ -129,10 +130,23 @@ def test_takes_example_inputs_instead_of_a_shape():
     assert space.freeze(smallest(space)).eval()(torch.zeros(IMAGE_SHAPE)).shape == (1, 10)
 
 
+def test_the_example_of_a_shape_is_where_the_model_is(monkeypatch):
+    given = []
+    monkeypatch.setattr(model_space, "build_space", lambda net, example, **options: given.append(example))
+    model_space._build(DigitsNet().to("meta"), example_shape=IMAGE_SHAPE)
+    assert given[0].device == torch.device("meta")
+
+
 @pytest.mark.parametrize("example", [{}, {"example_shape": IMAGE_SHAPE, "example_inputs": torch.zeros(IMAGE_SHAPE)}])
 def test_refuses_no_example_and_two(example):
     with pytest.raises(ValueError, match=r"needs example_shape=\(N, C, H, W\)"):
         WidthModelSpace(DigitsNet, **example)
+
+
+@pytest.mark.parametrize("shape", [8, "1,1,8,8", (1, 1, 8, 8.5), (0, 1, 8, 8), (), torch.zeros(IMAGE_SHAPE)])
+def test_refuses_a_shape_that_is_none(shape):
+    with pytest.raises(ValueError, match=r"example_shape must be whole numbers \(N, C, H, W\), but got"):
+        WidthModelSpace(DigitsNet, example_shape=shape)
 
 
 def test_refuses_a_factory_of_something_else():

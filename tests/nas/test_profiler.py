@@ -121,6 +121,22 @@ def test_a_filter_that_admits_nothing_is_an_error_before_training(
         make_experiment(space, make_evaluator(max_epochs=10**6), strategy).run()
 
 
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (lambda sample: sample["conv"] > 3, "KeyError: 'conv'"),
+        ({"profiler": WidthFlopsProfiler, "max": 9}, r"TypeError: WidthFlopsProfiler\.profile\(\) missing 1"),
+    ],
+    ids=["unknown label", "class"],
+)
+def test_a_filter_that_fails_is_an_error_that_shows_a_sample(
+    made, message, make_strategy, make_evaluator, make_experiment
+):
+    strategy = make_strategy("90%", filter=made)
+    with pytest.raises(CafeNetError, match=rf"the filter fails on .*'second': 2.* with {message}.*channels by label"):
+        make_experiment(hand_written.Simple(), make_evaluator(), strategy).run()
+
+
 def test_a_filter_below_the_smallest_network_is_an_infeasible_budget(space):
     with pytest.raises(InfeasibleBudget, match=r"max_params=3 is infeasible"):
         limits_under(space.space, None, RangeProfilerFilter(WidthParamsProfiler(space), max=3))

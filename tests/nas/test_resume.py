@@ -46,6 +46,9 @@ class LightningFuse(Callback):
     def on_train_batch_end(self, *args):
         self.fuse.burn("step")
 
+    def on_fit_end(self, *args):
+        self.fuse.burn("fit")
+
     def on_validation_start(self, trainer, module):
         if trainer.state.fn == "validate":
             self.fuse.burn("score")
@@ -144,6 +147,13 @@ def test_a_killed_run_goes_on_from_its_folder(kind, moment, experiments, unbroke
     again = experiments(kind, folder=tmp_path)  # another experiment: NNI had no time to save the first
     again.run()
     assert_same(outcome(again), unbroken[kind])
+
+
+def test_a_run_that_is_killed_after_its_last_epoch_has_nothing_left_to_train(experiments, unbroken, tmp_path):
+    kill(experiments("lightning", Fuse("fit", 1), folder=tmp_path))
+    again = experiments("lightning", Fuse("step", 1), folder=tmp_path)  # a step would end it
+    again.run()
+    assert_same(outcome(again), unbroken["lightning"])
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from nni.nas.evaluator import Evaluator
-from nni.nas.evaluator.pytorch import Classification, ClassificationModule, Lightning, Trainer
+from nni.nas.evaluator.pytorch import Classification, ClassificationModule, DataLoader, Lightning, Trainer
 from nni.nas.execution import Middleware
 from nni.nas.experiment.config import SimplifiedModelFormatConfig
 from nni.nas.nn.pytorch import LayerChoice, ModelSpace
@@ -260,7 +260,7 @@ class Branches(ModelSpace):
 
 
 def test_refuses_a_model_space_of_other_choices(loaders, make_strategy, make_experiment):
-    with pytest.raises(UnsupportedModel, match="the choice 'branch' decides no layer's number of channels"):
+    with pytest.raises(UnsupportedModel, match=r"the choice 'branch' decides what to run of branch \(LayerChoice\)"):
         make_experiment(Branches(), untrainable(loaders), make_strategy()).run()
 
 
@@ -322,6 +322,28 @@ def test_refuses_a_module_that_reports_no_metric_before_training_it(
         make_experiment(make_space(), untrainable(loaders, Silent(num_classes=10)), make_strategy()).run()
 
 
+def test_refuses_validation_data_without_a_batch(loaders, make_space, make_evaluator, make_strategy, make_experiment):
+    empty = DataLoader(torch.utils.data.Subset(loaders.valid.dataset, []))
+    with pytest.raises(InvalidScore, match=r"reports no metric .*its validation data holds no batch"):
+        make_experiment(make_space(), make_evaluator(val_dataloaders=empty), make_strategy()).run()
+
+
+def test_refuses_a_trainer_that_trains_nothing(loaders, make_space, make_evaluator, make_strategy, make_experiment):
+    empty = DataLoader(torch.utils.data.Subset(loaders.valid.dataset, []))
+    for nothing in ({"max_epochs": 0}, {"train_dataloaders": empty}):
+        with pytest.raises(InvalidBatches, match=r"trained nothing: its max_epochs=\d, its train data"):
+            make_experiment(make_space(), make_evaluator(**nothing), make_strategy()).run()
+
+
+def test_refuses_an_evaluator_that_has_trained_another_supernet(
+    make_space, make_evaluator, make_strategy, make_experiment
+):
+    evaluator = make_evaluator(limit_train_batches=1)
+    make_experiment(make_space(), evaluator, make_strategy()).run()
+    with pytest.raises(InvalidBatches, match="trained 1 epochs in another experiment already: give a new"):
+        make_experiment(make_space(), evaluator, make_strategy()).run()
+
+
 def test_refuses_a_random_share_of_endless_training(loaders, make_space, make_strategy, make_experiment):
     with pytest.raises(ValueError, match="give it max_epochs or max_steps"):
         make_experiment(
@@ -334,8 +356,11 @@ def test_refuses_settings_that_make_no_sense():
         CafeNet("50%")
     with pytest.raises(ValueError, match="random_share must be 0 to 1, but got 2"):
         CafeNet(Budget("50%"), random_share=2)
-    with pytest.raises(ValueError, match="top_k must be at least 1, but got 0"):
-        CafeNet(Budget("50%"), top_k=0)
+    for top_k in (0, 1.5, True):
+        with pytest.raises(ValueError, match=f"top_k must be a whole number of at least 1, but got {top_k}"):
+            CafeNet(Budget("50%"), top_k=top_k)
+    with pytest.raises(TypeError, match=r"searcher must be an object .* but got 'evolution'"):
+        CafeNet(Budget("50%"), searcher="evolution")
     with pytest.raises(TypeError, match="takes no mutation_hooks: it trains the model's own layers"):
         CafeNet(Budget("50%"), mutation_hooks=[print])
 

@@ -72,6 +72,11 @@ def test_a_loss_of_model_and_batch_is_used_as_it_is() -> None:
     assert as_loss(loss) is loss
 
 
+def test_a_class_in_the_place_of_a_loss_is_refused() -> None:
+    with pytest.raises(TypeError, match="loss_fn must be a function or a module, but got the class CrossEntropyLoss"):
+        as_loss(nn.CrossEntropyLoss)  # type: ignore[arg-type]
+
+
 def test_a_scalar_loss_of_any_shape_passes() -> None:
     for loss in (torch.tensor(1.0, requires_grad=True), torch.ones(1, 1, requires_grad=True)):
         assert checked_loss(loss) is loss

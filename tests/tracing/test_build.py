@@ -458,6 +458,13 @@ def test_a_forward_that_fails_on_the_example_is_named_with_its_shapes() -> None:
         build_space(models.Plain(), torch.randn(2, 4, 12, 12))
 
 
+def test_inputs_on_another_device_than_the_model_are_refused_with_the_remedy() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1)).to("meta")
+    message = "the model is on meta and the inputs are on cpu: move them to one device"
+    with pytest.raises(UnsupportedModel, match=message):
+        build_space(model, torch.zeros(1, 3, 8, 8))
+
+
 @pytest.mark.parametrize("inputs", [None, 3, "x", [], {}, ()])
 def test_an_example_without_a_tensor_is_refused(inputs: Any) -> None:
     with pytest.raises(UnsupportedModel, match="example_inputs holds no tensor"):

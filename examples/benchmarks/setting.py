@@ -16,7 +16,6 @@ from torch import nn
 
 from nni_cafenet import (
     Fixed,
-    FlopsSensitiveBins,
     FullyFree,
     LocallyFree,
     Recipe,
@@ -46,7 +45,7 @@ from nni_cafenet.train import first_batches
 
 @dataclass(frozen=True)
 class Size:
-    """How large a study is. Bins are as many as in the whole network: its smallest is `share` of a channel, at least 1.
+    """How large a study is.
 
     Args:
         pixels: of the images, 16 or 32.
@@ -149,7 +148,7 @@ class Setting:
 
     @cached_property
     def space(self) -> SearchSpace:
-        return build_space(self.factory(), self.example, bins=FlopsSensitiveBins(min_bin=self.size.share))
+        return build_space(self.factory(), self.example)
 
     @cached_property
     def channels(self) -> SearchSpace:

@@ -9,7 +9,7 @@ import numpy as np
 
 from nni_cafenet.cost import Limits
 from nni_cafenet.search.searcher import MOST_TRIES, Candidate, draw_within, fill, load_rng_state, rng_state, shrink
-from nni_cafenet.space import SearchSpace
+from nni_cafenet.space import SearchSpace, uniform_widths
 from nni_cafenet.widths import Widths
 
 
@@ -25,6 +25,7 @@ class Evolution:
         generations: how many, the random one counted.
         parents: how many of the best breed.
         mutation: the probability of redrawing a group's width in a mutation.
+        from_uniform: the first generation holds Uniform's widths too, so that no result scores below them.
         seed: of all draws.
     """
 
@@ -35,6 +36,7 @@ class Evolution:
         generations: int = 20,
         parents: int = 10,
         mutation: float = 0.1,
+        from_uniform: bool = False,
         seed: int = 0,
     ) -> None:
         for name, number in (("population", population), ("generations", generations), ("parents", parents)):
@@ -43,7 +45,7 @@ class Evolution:
         if not 0 < mutation <= 1:
             raise ValueError(f"mutation must be above 0 and at most 1, but got {mutation}")
         self.population, self.generations, self.parents = population, generations, parents
-        self.mutation, self.seed = mutation, seed
+        self.mutation, self.from_uniform, self.seed = mutation, from_uniform, seed
         self._rng = np.random.default_rng(seed)
         self._queue: list[Widths] = []  # of the current generation, not asked for yet
         self._asked: set[Widths] = set()  # ever, the queue counted
@@ -55,7 +57,7 @@ class Evolution:
     def __repr__(self) -> str:
         return (
             f"Evolution(population={self.population}, generations={self.generations}, parents={self.parents}, "
-            f"mutation={self.mutation}, seed={self.seed})"
+            f"mutation={self.mutation}, from_uniform={self.from_uniform}, seed={self.seed})"
         )
 
     @property
@@ -111,7 +113,8 @@ class Evolution:
         assert self._space is not None, "begin() comes before ask()"
         space, rng = self._space, self._rng
         if not best:
-            return draw_within(space, self._limits, rng)
+            first = self.from_uniform and not self._asked
+            return uniform_widths(space, self._limits) if first else draw_within(space, self._limits, rng)
         mother, father = (np.array(best[i].bins_kept) for i in rng.integers(len(best), size=2))
         if crossover and len(best) > 1:
             bins = np.where(rng.random(len(mother)) < 0.5, mother, father)

@@ -8,12 +8,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from nni_cafenet import Budget, SearchSpace, SingleChannels, SubNetwork, build_space, count_macs, rebin, slice_model
+from nni_cafenet import Budget, SearchSpace, SingleChannels, build_space, count_macs, rebin, slice_model
 from tests.snapshots import Snapshot
 
 BENCHMARKS = Path(__file__).parents[2] / "examples" / "benchmarks"
@@ -106,10 +107,14 @@ def test_nni_s_masks_of_layers_that_are_added_up_agree(rivals: ModuleType, dense
 def test_what_cannot_be_reached_is_said(rivals: ModuleType, dense: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     space = space_of(dense)
     limits = space.limits(Budget(max_macs="20%"))
-    monkeypatch.setattr(rivals, "RIVALS", {"half": lambda *_: SubNetwork.fixed(space.largest), "none": lambda *_: None})
-    for name, reason in (("half", f"it stops at {space.cost.macs(space.largest):,}"), ("none", "no such network")):
-        with pytest.raises(rivals.Unreachable, match=rf"{name} does not reach {limits.max_macs:,} MACs: .*{reason}"):
-            rivals.choose(name, dense, space, limits, BATCHES, example=EXAMPLE, seed=0)
+    monkeypatch.setitem(rivals.RIVALS, "tp-magnitude-global", lambda task: stopped(task))
+
+    def stopped(task: Any) -> None:
+        raise task.unreachable(space.largest)
+
+    reason = f"comes down to {space.cost.macs(space.largest):,} MACs, and the budget is {limits.max_macs:,}"
+    with pytest.raises(rivals.Unreachable, match=reason):
+        rivals.choose("tp-magnitude-global", dense, space, limits, BATCHES, example=EXAMPLE, seed=0)
 
 
 def test_an_unknown_rival_is_told_the_nearest(rivals: ModuleType, dense: nn.Module) -> None:

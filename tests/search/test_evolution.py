@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nni_cafenet import Budget, Candidate, Evolution, RandomSearch, Searcher, SubNetwork, Widths
+from nni_cafenet import Budget, Candidate, Evolution, RandomSearch, Searcher, SubNetwork, Widths, uniform_widths
 from tests.contracts.searcher import LIMITS, SPACE, SearcherContract, scored
 from tests.spaces import chain
 
@@ -12,6 +12,12 @@ class TestEvolution(SearcherContract):
     @staticmethod
     def make(seed: int = 0) -> Searcher:
         return Evolution(population=6, generations=5, parents=3, mutation=0.3, seed=seed)
+
+
+class TestEvolutionFromUniform(SearcherContract):
+    @staticmethod
+    def make(seed: int = 0) -> Searcher:
+        return Evolution(population=6, generations=5, parents=3, mutation=0.3, from_uniform=True, seed=seed)
 
 
 LARGE = chain(*[16] * 8)
@@ -50,6 +56,18 @@ def test_the_first_generation_is_drawn_at_random_and_the_next_waits_for_its_scor
     assert searcher.ask(1) == []
     searcher.tell([scored(first[5])])
     assert len(searcher.ask(100)) > 0
+
+
+def test_the_first_generation_may_hold_uniform_once() -> None:
+    limits = LARGE.limits(Budget(max_macs="50%"))
+    searcher = Evolution(population=6, generations=1, from_uniform=True)
+    searcher.begin(LARGE, limits)
+    first = searcher.ask(100)
+    assert len(first) == 6 and first[0] == uniform_widths(LARGE, limits)
+    assert first.count(first[0]) == 1
+    drawn = Evolution(population=6, generations=1)
+    drawn.begin(LARGE, limits)
+    assert uniform_widths(LARGE, limits) not in drawn.ask(100)
 
 
 def test_later_generations_come_closer_to_the_best() -> None:

@@ -5,35 +5,28 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import nn
 from tqdm.auto import tqdm
 
 from nni_cafenet.checkpoint import Checkpoint
 from nni_cafenet.cost import Budget, Limits
-from nni_cafenet.distributed import from_first
 from nni_cafenet.errors import InfeasibleBudget
-from nni_cafenet.export.slicing import slice_model
 from nni_cafenet.export.slim_file import save_slim
 from nni_cafenet.modes import evaluating
+from nni_cafenet.networks import Factory, Network, random_network, uniform_network
 from nni_cafenet.report import Report, write_report
 from nni_cafenet.result import Result, width_rows
 from nni_cafenet.run import search_widths
-from nni_cafenet.search.searcher import draw_within
-from nni_cafenet.space import SearchSpace, uniform_widths
+from nni_cafenet.space import SearchSpace
 from nni_cafenet.supernet.objectives import LossFn, ScoreFn, TorchLoss, accuracy, checked_score, cross_entropy
-from nni_cafenet.tracing.bins import SingleChannels, rebin
 from nni_cafenet.tracing.macs import count_macs
 from nni_cafenet.train import Recipe, train_model
 from nni_cafenet.widths import SubNetwork
-
-Factory = Callable[[], nn.Module]
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,30 +42,6 @@ class Data:
     train: Iterable[Any]
     valid: Iterable[Any]
     test: Iterable[Any]
-
-
-@dataclass(frozen=True, eq=False)
-class Network:
-    """A network to be trained: the full one, or what (space, subnetwork) cuts out of it."""
-
-    space: SearchSpace
-    subnetwork: SubNetwork
-
-    def make(self, factory: Factory, *, seed: int) -> nn.Module:
-        """A freshly initialised network of these widths; the same one for the same seed."""
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            return slice_model(factory(), self.space, self.subnetwork)
-
-    @property
-    def macs(self) -> int:
-        """Multiply-adds per image."""
-        return self.space.cost.macs(self.subnetwork.widths)
-
-    @property
-    def params(self) -> int:
-        """Parameters."""
-        return self.space.cost.params(self.subnetwork.widths)
 
 
 def compare_widths(
@@ -146,62 +115,6 @@ def compare_widths(
     report = _report(result, networks, scores, seconds, command)
     write_report(folder, report)
     return report
-
-
-def uniform_network(space: SearchSpace, limits: Limits) -> Network:
-    """Uniform: one factor shrinks every group, channel by channel, to fill the limits."""
-    fine = rebin(space, SingleChannels())
-    return Network(fine, SubNetwork.fixed(uniform_widths(fine, limits)))
-
-
-def random_network(space: SearchSpace, limits: Limits, *, seed: int) -> Network:
-    """A network drawn at random, channel by channel, within the limits."""
-    fine = rebin(space, SingleChannels())
-    return Network(fine, SubNetwork.fixed(draw_within(fine, limits, np.random.default_rng([seed, 1]))))
-
-
-def best_of_random(
-    factory: Factory,
-    space: SearchSpace,
-    limits: Limits,
-    *,
-    train_batches: Iterable[Any],
-    valid_batches: Iterable[Any],
-    recipe: Recipe,
-    folder: str | os.PathLike[str],
-    tries: int = 20,
-    loss_fn: LossFn | TorchLoss | nn.Module = cross_entropy,
-    score_fn: ScoreFn = accuracy,
-    device: torch.device | str = "cpu",
-    seed: int = 0,
-    progress: bool = True,
-) -> tuple[Network, nn.Module]:
-    """The paper's Random: of `tries` random networks, each trained by a short `recipe`, the best; to be trained on.
-
-    Args:
-        folder: of the checkpoints; called again with the same one, it goes on where it was.
-        device: where they are trained, and where the best one lies.
-
-    Returns:
-        The widths, and the model as it was trained, in train mode.
-    """
-    if tries < 1:
-        raise ValueError(f"tries must be at least 1, but got {tries}")
-    best: tuple[float, Network, nn.Module] | None = None
-    for number in range(tries):
-        network = random_network(space, limits, seed=seed * tries + number)
-        model = network.make(factory, seed=seed + number).to(device)
-        settings = {**recipe.settings(), "widths": list(network.subnetwork.widths.bins_kept), "seed": seed + number}
-        train_model(
-            model, train_batches, recipe, loss_fn=loss_fn, seed=seed + number, progress=progress,
-            checkpoint=Checkpoint(folder, f"try-{number}", settings), label=f"random {number + 1}/{tries}",
-        )  # fmt: skip
-        with evaluating(model):
-            score = from_first(checked_score(score_fn(model, valid_batches)))
-        if best is None or score > best[0]:
-            best = score, network, model
-    assert best is not None
-    return best[1:]
 
 
 def _networks(space: SearchSpace, result: Result, limits: Limits, *, runs: int, seed: int) -> dict[str, list[Network]]:

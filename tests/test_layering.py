@@ -71,6 +71,8 @@ ORDER = [
     "result",
     "sweep",
     "phases",
+    "networks",
+    "halving",
     "run",
     "nas.compat",
     "export.speedup",

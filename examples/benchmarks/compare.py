@@ -30,15 +30,18 @@ from tqdm.auto import tqdm
 
 from nni_cafenet import Budget, Evolution, Greedy, RandomSearch, Recipe, Searcher, SearchSpace, SubNetwork, slice_model
 from nni_cafenet.checkpoint import Checkpoint
-from nni_cafenet.compare import Network, best_of_random, uniform_network
 from nni_cafenet.cost import Limits
 from nni_cafenet.files import replacing
+from nni_cafenet.halving import best_of_random
+from nni_cafenet.networks import Network, uniform_network
 from nni_cafenet.phases import search_supernet
 
 BASELINES = ("uniform", "random")
-SEARCHES = ("cafenet-e", "cafenet-r", "fixed-e", "fixed-r", "greedy")  # or ARM-e, ARM-r, ARM-greedy, of setting.ARMS
+# ARM-SEARCHER, of setting.ARMS: e is Evolution from Uniform, paper from random widths alone, r random search
+SEARCHES = ("cafenet-e", "cafenet-paper", "cafenet-r", "fixed-e", "fixed-r", "greedy")
+LOCAL = ("local", "l1", "fpgm")  # the same share of every layer: Uniform's widths
 SHORT = 0.1  # of the epochs, after which Random's best is chosen
-GENERATIONS = 8  # of CafeNet-E
+GENERATIONS = 12  # of CafeNet-E
 RIVAL_BATCHES = 20  # that pruners learn from
 LR = {"scratch": 0.1, "inherited": 0.03}
 
@@ -48,10 +51,12 @@ def main() -> None:
     add_setting(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder of the cells")
     parser.add_argument("--budgets", nargs="+", default=["50%", "25%", "10%", "5%"], help="of the MACs")
-    parser.add_argument("--methods", nargs="+", default=[*BASELINES, *SEARCHES, *RIVALS])
+    parser.add_argument("--methods", nargs="+", help="all unless given; from scratch, no local pruners: see README.md")
     parser.add_argument("--weights", choices=("scratch", "inherited"), default="scratch")
     options = parser.parse_args()
-    asked = [("dense", "100%"), *((method, budget) for budget in options.budgets for method in options.methods)]
+    rivals = [name for name in RIVALS if options.weights == "inherited" or not name.endswith(LOCAL)]
+    methods = options.methods or [*BASELINES, *SEARCHES, *rivals]
+    asked = [("dense", "100%"), *((method, budget) for budget in options.budgets for method in methods)]
     for seed in options.seeds:
         setting = setting_of(options, seed)
         for method, budget in tqdm(asked, desc=f"seed {seed}", unit="cell"):
@@ -129,8 +134,10 @@ def find(setting: Setting, method: str, limits: Limits) -> Found:
     arm, word = ("locally-free", "greedy") if method == "greedy" else (arm, word)
     scorer, seconds = setting.scorer(arm, limits)
     space = scorer.supernet.space
+    population = setting.size.evaluations // GENERATIONS
     searchers: dict[str, Searcher] = {
-        "e": Evolution(population=setting.size.evaluations // GENERATIONS, generations=GENERATIONS, seed=setting.seed),
+        "e": Evolution(population=population, generations=GENERATIONS, from_uniform=True, seed=setting.seed),
+        "paper": Evolution(population=population, generations=GENERATIONS, seed=setting.seed),
         "r": RandomSearch(evaluations=setting.size.evaluations, seed=setting.seed),
         "greedy": Greedy(steps=max(1, setting.size.evaluations // len(space.groups))),
     }

@@ -27,8 +27,8 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from nni_cafenet import Budget, SearchSpace, SubNetwork, Widths, cross_entropy
-from nni_cafenet.compare import Network
 from nni_cafenet.files import replacing
+from nni_cafenet.networks import Network
 from nni_cafenet.search.searcher import draw_within
 
 Kind = TypeVar("Kind", "Alone", "Shared")

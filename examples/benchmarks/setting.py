@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from fashion_mnist import Batch, Splits, load
@@ -32,9 +33,9 @@ from nni_cafenet import (
     train_model,
 )
 from nni_cafenet.checkpoint import Checkpoint
-from nni_cafenet.compare import Network
 from nni_cafenet.cost import Limits
 from nni_cafenet.modes import evaluating
+from nni_cafenet.networks import Network
 from nni_cafenet.phases import train_supernet
 from nni_cafenet.supernet.candidates import as_candidates
 from nni_cafenet.supernet.evaluate import Scorer
@@ -72,17 +73,21 @@ class Size:
 
 
 SIZES = {
-    "small": Size(16, 0.25, 10_000, 2_000, 10_000, 64, 10, 20, 128, 16, 10),
+    "small": Size(16, 0.25, 10_000, 2_000, 10_000, 64, 10, 20, 384, 16, 10),
     "full": Size(32, 1.0, 45_000, 5_000, 10_000, 128, 60, 60, 1_000, 20, 20),
 }
 
 
 @dataclass(frozen=True)
 class Arm:
-    """How a supernet is trained and asked; each other than the first differs from it in what its name says."""
+    """How a supernet is trained and asked; each other than the first differs from it in what its name says.
+
+    A search scores the fixed pattern's candidate alone: thrice the widths for the same time.
+    """
 
     sharing: SharingPattern
     candidates: str = "sampled"
+    scored: str = "sampled:1"
     random_share: float = 0.0
     bins: int | None = None
     training: int = 1
@@ -96,6 +101,7 @@ FREE = LocallyFree(offset=1)
 ARMS = {
     "locally-free": Arm(FREE),
     "fixed": Arm(Fixed()),
+    "max-max": Arm(FREE, scored="sampled"),
     "tied": Arm(FREE, candidates="tied"),
     "fully-free": Arm(FullyFree()),
     "offset-2": Arm(LocallyFree(offset=2)),
@@ -162,12 +168,18 @@ class Setting:
     def train(self, model: nn.Module, name: str, *, epochs: int, lr: float = 0.1) -> nn.Module:
         """`model`, trained by the recipe of all."""
         recipe = Recipe(epochs, optimizer_fn=partial(sgd, lr=lr))
-        settings = {"size": repr(self.size), "network": self.network, "seed": self.seed, "lr": lr, "epochs": epochs}
+        settings = {"lr": lr, **self.settings(epochs)}
         train_model(
             model.to(self.device), self.splits.train, recipe, loss_fn=cross_entropy, seed=self.seed,
             checkpoint=Checkpoint(self.work, name, settings), label=name,
         )  # fmt: skip
         return model
+
+    def settings(self, epochs: int) -> dict[str, Any]:
+        """What the checkpoint of a training depends on."""
+        size = self.size
+        images = {"pixels": size.pixels, "train": size.train, "batch": size.batch}
+        return {"network": self.network, "share": size.share, "seed": self.seed, "epochs": epochs, **images}
 
     @cached_property
     def dense(self) -> nn.Module:
@@ -181,13 +193,14 @@ class Setting:
         It depends on the limits where the arm draws widths near them.
         """
         arm = ARMS[name]
+        name = next(other for other, its in ARMS.items() if replace(its, scored="") == replace(arm, scored=""))
         name = f"{name}-{limits.max_macs}" if arm.near else name
         space = self.binned(arm)
         model = Network(space, SubNetwork.fixed(space.largest)).make(self.factory, seed=self.seed).to(self.device)
         supernet, candidates = Supernet(model, space), as_candidates(arm.candidates)
         epochs = self.size.supernet_epochs * arm.training
         steps = int(arm.random_share * epochs * len(self.splits.train))
-        settings = {"arm": repr(arm), "size": repr(self.size), "network": self.network, "seed": self.seed}
+        settings = {"arm": repr(replace(arm, scored="")), **self.settings(epochs)}  # trained alike, however scored
         start = time.perf_counter()
         train_supernet(
             supernet, self.splits.train, Recipe(epochs, partial(sgd, lr=arm.lr)),
@@ -203,8 +216,9 @@ class Setting:
             kept.write_text(str(seconds))  # of an interrupted training those of its last part alone
         drawn = self.first_batches(self.size.recalibrate_batches)
         scorer = Scorer(
-            supernet, list(self.splits.valid), accuracy, drawn, cross_entropy, arm.sharing, candidates, self.seed
-        )
+            supernet, list(self.splits.valid), accuracy, drawn, cross_entropy, arm.sharing, as_candidates(arm.scored),
+            self.seed,
+        )  # fmt: skip
         return scorer, float(kept.read_text())
 
     def first_batches(self, count: int) -> list[Batch]:

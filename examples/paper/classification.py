@@ -40,9 +40,10 @@ from nni_cafenet import (
     widen,
 )
 from nni_cafenet.checkpoint import Checkpoint
-from nni_cafenet.compare import Network, best_of_random, uniform_network
 from nni_cafenet.distributed import from_first, rank
+from nni_cafenet.halving import best_of_random
 from nni_cafenet.modes import evaluating
+from nni_cafenet.networks import Network, uniform_network
 from nni_cafenet.tracing.bins import BinRule
 
 METHODS = ("dense", "cafenet-e", "cafenet-r", "uniform", "random")

@@ -48,6 +48,7 @@ GRADIENT_BATCHES = 2  # of which gradients are taken at once; the next ones the 
 HESSIAN_IMAGES = 32  # the same for squares of gradients, which need a backward for each image
 SPARSE_LR = 0.01  # of the training before slimming, and while NNI looks on
 SHRINKING = 0.1  # what that training takes from a BatchNorm scale that the loss does not hold
+SLIM_STEPS = 100  # of NNI's slimming: its Adam brings a factor that the loss does not hold from 1 to 0, by 0.01 a step
 BISECTIONS = 20  # of NNI's ratio: finer than a channel of 1,000,000
 FASTNAS_ASKED = 8  # bisections of what modelopt is asked for
 FASTNAS_BATCHES = 4  # by which it scores: thousands of times
@@ -262,7 +263,10 @@ def _nni(task: Task, *, kind: str) -> SubNetwork:
     shapes = {name: layer.weight.shape for name, layer in model.named_modules() if hasattr(layer, "weight")}
     learning = kind in ("slim", "taylor")
     config = _nni_config(task, norms=kind == "slim", everywhere=learning)
-    extra = {"evaluator": _evaluator(model, task.batches), "training_steps": len(task.batches)} if learning else {}
+    if not config:
+        raise task.unreachable(task.space.largest)  # no layer of the kind that it ranks
+    steps = SLIM_STEPS if kind == "slim" else len(task.batches)
+    extra = {"evaluator": _evaluator(model, task.batches), "training_steps": steps} if learning else {}
     pruner = Remembering(model, config, **extra)
     pruner.compress()
 
@@ -303,7 +307,7 @@ def _nni_config(task: Task, *, norms: bool, everywhere: bool) -> list[dict[str, 
             continue
         tied = {"dependency_group_id": group.name} if len(makers) > 1 else {}
         config.append(
-            {"op_names": makers, "sparse_ratio": 0.5, **(tied or ({"global_group_id": "all"} if everywhere else {}))}
+            {"op_names": makers, "sparse_ratio": 0.5} | (tied or ({"global_group_id": "all"} if everywhere else {}))
         )
     return config
 
@@ -318,13 +322,13 @@ def _not_empty(mask: torch.Tensor, metric: torch.Tensor) -> torch.Tensor:
 
 
 def _evaluator(model: nn.Module, batches: Sequence[Batch]) -> Any:
-    """A pass over the batches, as NNI wants to be told of it."""
+    """Training on the batches, over and over, as NNI wants to be told of it."""
     import nni
     from nni.compression import TorchEvaluator
 
     def training(network: nn.Module, optimizer: Any, step: Any, schedule: Any, max_steps: int, epochs: Any) -> None:
         network.train()
-        for batch in islice(batches, max_steps):
+        for batch in islice(cycle(batches), max_steps):
             optimizer.zero_grad()
             step(batch, network).backward()
             optimizer.step()

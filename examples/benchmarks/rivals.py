@@ -43,7 +43,7 @@ from nni_cafenet.supernet.recalibrate import recalibrate
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 LARGEST_STEP = 0.02  # of the channels that are left, in a step of torch-pruning; the last steps are of single channels
-STALE = 0.02  # of the MACs gone since gradients were taken: time for new ones
+STALE = 0.05  # of the MACs gone since gradients were taken: time for new ones
 GRADIENT_BATCHES = 2  # of which gradients are taken at once; the next ones the next time
 HESSIAN_IMAGES = 32  # the same for squares of gradients, which need a backward for each image
 SPARSE_LR = 0.01  # of the training before slimming, and while NNI looks on
@@ -361,10 +361,10 @@ def _fastnas(task: Task) -> SubNetwork:
         with evaluating(model):
             return accuracy(model, few)
 
-    # its own least step of 32 channels would leave narrow networks whole
+    # its own least step of 32 channels would leave narrow networks whole, and of 1 a depthwise convolution that fails
     shares = tuple(step / 20 for step in range(1, 21))
-    fine = {"nn.Conv2d": {"*": {"channels_ratio": shares, "channel_divisor": 1, "kernel_size": ()}}}
-    fine |= {kind: {"*": {"features_ratio": shares, "feature_divisor": 1}} for kind in ("nn.BatchNorm2d", "nn.Linear")}
+    fine = {"nn.Conv2d": {"*": {"channels_ratio": shares, "channel_divisor": 2, "kernel_size": ()}}}
+    fine |= {kind: {"*": {"features_ratio": shares, "feature_divisor": 2}} for kind in ("nn.BatchNorm2d", "nn.Linear")}
 
     def found(asked: float) -> Widths | None:
         """What it makes of its own count of FLOPs, 2 to a MAC; None where it says that there is no such network."""

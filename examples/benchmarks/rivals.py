@@ -10,7 +10,8 @@ met by our counter, never by theirs, and what cannot meet it says so.
   same share of every layer: its widths are about those of Uniform, and only the channels differ.
 - nni-KIND: NNI ranks once, and the ratio is bisected. l1 and fpgm take the same share of every layer; slim and taylor
   rank over all layers, but for those that are added up, which NNI can then only mask by the same share.
-- modelopt-fastnas: FastNAS of NVIDIA's modelopt. Its widths are known, its channels are not: the leftmost stand for them.
+- modelopt-fastnas: NVIDIA's FastNAS. Its widths can be read, its channels cannot: the leftmost stand for them, which is
+  fair where networks are trained from scratch, and not where they inherit weights.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from nni_cafenet import CafeNetError, InvalidChoice, SearchSpace, SubNetwork, Widths, accuracy, cross_entropy
+from nni_cafenet import CafeNetError, SearchSpace, SubNetwork, Widths, accuracy, cross_entropy
 from nni_cafenet.cost import Limits
 from nni_cafenet.errors import nearest
 from nni_cafenet.modes import evaluating, seeded
@@ -287,8 +288,8 @@ def _nni(task: Task, *, kind: str) -> SubNetwork:
 def _nni_config(task: Task, *, norms: bool, everywhere: bool) -> list[dict[str, Any]]:
     """Which layers are masked: convolutions or their norms; those that share channels alike.
 
-    Our groups say which do. NNI's auto_set_denpendency_group_ids needs a tensorboard that it does not install, and gives
-    every layer a dependency group, so that nothing could be ranked over all layers.
+    Our groups say which do. NNI's auto_set_denpendency_group_ids needs tensorboard, which NNI does not install, and
+    gives every layer a dependency group, so that nothing could be ranked over all layers.
     """
     layers = dict(task.dense.named_modules())
     config: list[dict[str, Any]] = []

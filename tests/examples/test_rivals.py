@@ -42,13 +42,9 @@ def rivals() -> Iterator[ModuleType]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(BENCHMARKS)  # as it is for a script
         rivals = importlib.import_module("rivals")
-        for name, less in {
-            "HESSIAN_IMAGES": 8,
-            "GRADIENT_BATCHES": 1,
-            "LARGEST_STEP": 0.05,
-            "STALE": 0.1,
-            "SLIM_STEPS": 60,
-        }.items():
+        quick = {"HESSIAN_IMAGES": 8, "GRADIENT_BATCHES": 1, "LARGEST_STEP": 0.05, "STALE": 0.1, "SLIM_STEPS": 60}
+        quick |= {"FASTNAS_BATCHES": 1, "FASTNAS_ASKED": 4}
+        for name, less in quick.items():
             patch.setattr(rivals, name, less)
         yield rivals
     sys.modules.pop("rivals", None)
@@ -84,10 +80,10 @@ def test_a_rival_meets_the_budget_and_leaves_all_as_it_was(
     model.head.weight.requires_grad_(False)
     limits = space.limits(Budget(max_macs="25%"))
     before = Snapshot(model)
-    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tobytes()  # noqa: NPY002
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tobytes()
     found = rivals.choose(name, model, space, limits, batches, example=EXAMPLE, seed=1)
     assert torch.equal(torch.get_rng_state(), states[0])
-    assert (random.getstate(), np.random.get_state()[1].tobytes()) == states[1:]  # noqa: NPY002
+    assert (random.getstate(), np.random.get_state()[1].tobytes()) == states[1:]
     before.assert_unchanged()
     assert 0.85 * limits.max_macs < space.cost.macs(found.widths) <= limits.max_macs
     assert count_macs(slice_model(model, space, found), EXAMPLE) == space.cost.macs(found.widths)

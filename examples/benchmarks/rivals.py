@@ -224,8 +224,8 @@ def _take_gradients(model: nn.Module, batches: Sequence[Batch], *, squared: bool
     parameters = list(model.parameters())
     squares = [torch.zeros_like(parameter) for parameter in parameters]
     for image, label in zip(images.split(1), labels.split(1), strict=True):
-        loss = F.cross_entropy(model(image), label)
-        for square, gradient in zip(squares, torch.autograd.grad(loss, parameters), strict=True):
+        gradients = torch.autograd.grad(F.cross_entropy(model(image), label), parameters, materialize_grads=True)
+        for square, gradient in zip(squares, gradients, strict=True):
             square.addcmul_(gradient, gradient, value=1 / len(images))
     for parameter, square in zip(parameters, squares, strict=True):
         parameter.grad = square

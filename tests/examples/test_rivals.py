@@ -43,7 +43,7 @@ def rivals() -> Iterator[ModuleType]:
         patch.syspath_prepend(BENCHMARKS)  # as it is for a script
         rivals = importlib.import_module("rivals")
         quick = {"HESSIAN_IMAGES": 8, "GRADIENT_BATCHES": 1, "LARGEST_STEP": 0.05, "STALE": 0.1, "SLIM_STEPS": 60}
-        quick |= {"FASTNAS_BATCHES": 1, "FASTNAS_ASKED": 4}
+        quick |= {"FASTNAS_BATCHES": 2}
         for name, less in quick.items():
             patch.setattr(rivals, name, less)
         yield rivals

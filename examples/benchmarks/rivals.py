@@ -10,8 +10,8 @@ met by our counter, never by theirs, and what cannot meet it says so.
   same share of every layer: its widths are about those of Uniform, and only the channels differ.
 - nni-KIND: NNI ranks once, and the ratio is bisected. l1 and fpgm take the same share of every layer; slim and taylor
   rank over all layers, but for those that are added up, which NNI can then only mask by the same share.
-- modelopt-fastnas: FastNAS of NVIDIA's modelopt. Its widths are known, its channels are not: the leftmost stand for
-  them.
+- modelopt-fastnas: NVIDIA's FastNAS. Its widths can be read, its channels cannot: the leftmost stand for them, which is
+  fair where networks are trained from scratch, and not where they inherit weights.
 """
 
 from __future__ import annotations
@@ -44,11 +44,12 @@ from nni_cafenet.supernet.recalibrate import recalibrate
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 LARGEST_STEP = 0.02  # of the channels that are left, in a step of torch-pruning; the last steps are of single channels
-STALE = 0.02  # of the MACs gone since gradients were taken: time for new ones
+STALE = 0.05  # of the MACs gone since gradients were taken: time for new ones
 GRADIENT_BATCHES = 2  # of which gradients are taken at once; the next ones the next time
 HESSIAN_IMAGES = 32  # the same for squares of gradients, which need a backward for each image
 SPARSE_LR = 0.01  # of the training before slimming, and while NNI looks on
 SHRINKING = 0.1  # what that training takes from a BatchNorm scale that the loss does not hold
+SLIM_STEPS = 100  # of NNI's slimming: its Adam brings a factor that the loss does not hold from 1 to 0, by 0.01 a step
 BISECTIONS = 20  # of NNI's ratio: finer than a channel of 1,000,000
 FASTNAS_ASKED = 8  # bisections of what modelopt is asked for
 FASTNAS_BATCHES = 4  # by which it scores: thousands of times
@@ -223,8 +224,8 @@ def _take_gradients(model: nn.Module, batches: Sequence[Batch], *, squared: bool
     parameters = list(model.parameters())
     squares = [torch.zeros_like(parameter) for parameter in parameters]
     for image, label in zip(images.split(1), labels.split(1), strict=True):
-        loss = F.cross_entropy(model(image), label)
-        for square, gradient in zip(squares, torch.autograd.grad(loss, parameters), strict=True):
+        gradients = torch.autograd.grad(F.cross_entropy(model(image), label), parameters, materialize_grads=True)
+        for square, gradient in zip(squares, gradients, strict=True):
             square.addcmul_(gradient, gradient, value=1 / len(images))
     for parameter, square in zip(parameters, squares, strict=True):
         parameter.grad = square
@@ -263,7 +264,10 @@ def _nni(task: Task, *, kind: str) -> SubNetwork:
     shapes = {name: layer.weight.shape for name, layer in model.named_modules() if hasattr(layer, "weight")}
     learning = kind in ("slim", "taylor")
     config = _nni_config(task, norms=kind == "slim", everywhere=learning)
-    extra = {"evaluator": _evaluator(model, task.batches), "training_steps": len(task.batches)} if learning else {}
+    if not config:
+        raise task.unreachable(task.space.largest)  # no layer of the kind that it ranks
+    steps = SLIM_STEPS if kind == "slim" else len(task.batches)
+    extra = {"evaluator": _evaluator(model, task.batches), "training_steps": steps} if learning else {}
     pruner = Remembering(model, config, **extra)
     pruner.compress()
 
@@ -284,7 +288,7 @@ def _nni(task: Task, *, kind: str) -> SubNetwork:
 def _nni_config(task: Task, *, norms: bool, everywhere: bool) -> list[dict[str, Any]]:
     """Which layers are masked: convolutions or their norms; those that share channels alike.
 
-    Our groups say which do. NNI's auto_set_denpendency_group_ids needs a tensorboard that it does not install, and
+    Our groups say which do. NNI's auto_set_denpendency_group_ids needs tensorboard, which NNI does not install, and
     gives every layer a dependency group, so that nothing could be ranked over all layers.
     """
     layers = dict(task.dense.named_modules())
@@ -304,7 +308,7 @@ def _nni_config(task: Task, *, norms: bool, everywhere: bool) -> list[dict[str, 
             continue
         tied = {"dependency_group_id": group.name} if len(makers) > 1 else {}
         config.append(
-            {"op_names": makers, "sparse_ratio": 0.5, **(tied or ({"global_group_id": "all"} if everywhere else {}))}
+            {"op_names": makers, "sparse_ratio": 0.5} | (tied or ({"global_group_id": "all"} if everywhere else {}))
         )
     return config
 
@@ -319,13 +323,13 @@ def _not_empty(mask: torch.Tensor, metric: torch.Tensor) -> torch.Tensor:
 
 
 def _evaluator(model: nn.Module, batches: Sequence[Batch]) -> Any:
-    """A pass over the batches, as NNI wants to be told of it."""
+    """Training on the batches, over and over, as NNI wants to be told of it."""
     import nni
     from nni.compression import TorchEvaluator
 
     def training(network: nn.Module, optimizer: Any, step: Any, schedule: Any, max_steps: int, epochs: Any) -> None:
         network.train()
-        for batch in islice(batches, max_steps):
+        for batch in islice(cycle(batches), max_steps):
             optimizer.zero_grad()
             step(batch, network).backward()
             optimizer.step()
@@ -358,10 +362,10 @@ def _fastnas(task: Task) -> SubNetwork:
         with evaluating(model):
             return accuracy(model, few)
 
-    # its own least step of 32 channels would leave narrow networks whole
+    # its own least step of 32 channels would leave narrow networks whole, and of 1 a depthwise convolution that fails
     shares = tuple(step / 20 for step in range(1, 21))
-    fine = {"nn.Conv2d": {"*": {"channels_ratio": shares, "channel_divisor": 1, "kernel_size": ()}}}
-    fine |= {kind: {"*": {"features_ratio": shares, "feature_divisor": 1}} for kind in ("nn.BatchNorm2d", "nn.Linear")}
+    fine = {"nn.Conv2d": {"*": {"channels_ratio": shares, "channel_divisor": 2, "kernel_size": ()}}}
+    fine |= {kind: {"*": {"features_ratio": shares, "feature_divisor": 2}} for kind in ("nn.BatchNorm2d", "nn.Linear")}
 
     def found(asked: float) -> Widths | None:
         """What it makes of its own count of FLOPs, 2 to a MAC; None where it says that there is no such network."""

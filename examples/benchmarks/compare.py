@@ -32,15 +32,17 @@ from nni_cafenet import Budget, Evolution, Greedy, RandomSearch, Recipe, Searche
 from nni_cafenet.checkpoint import Checkpoint
 from nni_cafenet.cost import Limits
 from nni_cafenet.files import replacing
-from nni_cafenet.halving import best_of_random
+from nni_cafenet.halving import best_of_random, successive_halving
 from nni_cafenet.networks import Network, uniform_network
 from nni_cafenet.phases import search_supernet
 
 BASELINES = ("uniform", "random")
-# ARM-SEARCHER, of setting.ARMS: e is Evolution from Uniform, paper from random widths alone, r random search
-SEARCHES = ("cafenet-e", "cafenet-paper", "cafenet-r", "fixed-e", "fixed-r", "greedy")
+# ARM-SEARCHER, of setting.ARMS: e is Evolution from Uniform, paper from random widths alone, halving trains the best of
+# e and Uniform shortly and goes on with the better half, r is random search
+SEARCHES = ("cafenet-e", "cafenet-paper", "cafenet-halving", "cafenet-r", "fixed-e", "fixed-r", "greedy")
 LOCAL = ("local", "l1", "fpgm")  # the same share of every layer: Uniform's widths
 SHORT = 0.1  # of the epochs, after which Random's best is chosen
+FINALISTS, ROUNDS = 16, (0.1, 0.2, 0.4)  # of successive halving: networks, and epochs of its rounds
 GENERATIONS = 12  # of CafeNet-E
 RIVAL_BATCHES = 20  # that pruners learn from
 LR = {"scratch": 0.1, "inherited": 0.03}
@@ -138,13 +140,26 @@ def find(setting: Setting, method: str, limits: Limits) -> Found:
     searchers: dict[str, Searcher] = {
         "e": Evolution(population=population, generations=GENERATIONS, from_uniform=True, seed=setting.seed),
         "paper": Evolution(population=population, generations=GENERATIONS, seed=setting.seed),
+        "halving": Evolution(population=population, generations=GENERATIONS, from_uniform=True, seed=setting.seed),
         "r": RandomSearch(evaluations=setting.size.evaluations, seed=setting.seed),
         "greedy": Greedy(steps=max(1, setting.size.evaluations // len(space.groups))),
     }
     settings = {"arm": repr(ARMS[arm]), "searcher": repr(searchers[word]), "limits": repr(limits)}
-    place = Checkpoint(setting.work, f"search-{arm}-{word}-{limits.max_macs}", settings)
-    result = search_supernet(scorer, searchers[word], limits, checkpoint=place)
-    return Found(space, result.best.subnetwork, result.supernet, seconds)
+    name = f"{arm}-{word.replace('halving', 'e')}-{limits.max_macs}"
+    result = search_supernet(
+        scorer, searchers[word], limits, checkpoint=Checkpoint(setting.work, f"search-{name}", settings)
+    )
+    if word != "halving":
+        return Found(space, result.best.subnetwork, result.supernet, seconds)
+    first = sorted(result.admitted, key=lambda candidate: -candidate.score)[: FINALISTS - 1]
+    finalists = [Network(space, SubNetwork.fixed(candidate.subnetwork.widths)) for candidate in first]
+    best, _ = successive_halving(
+        setting.factory, [*finalists, uniform_network(setting.space, limits)],
+        rounds=[Recipe(max(1, round(share * setting.size.epochs)), partial(sgd, lr=LR["scratch"])) for share in ROUNDS],
+        train_batches=setting.splits.train, valid_batches=setting.splits.valid, device=setting.device,
+        folder=setting.work / f"halving-{name}", seed=setting.seed,
+    )  # fmt: skip
+    return Found(best.space, best.subnetwork, setting.dense, seconds)
 
 
 if __name__ == "__main__":

@@ -107,8 +107,9 @@ def test_networks_have_the_known_sizes(modules: dict[str, ModuleType]) -> None:
 def test_a_comparison_fits_its_budget_and_a_second_run_trains_nothing(
     modules: dict[str, ModuleType], tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    methods = ["uniform", "random", "cafenet-e", "fixed-r", "greedy", "tp-magnitude-global"]
+    methods = ["uniform", "random", "cafenet-e", "cafenet-halving", "fixed-r", "greedy", "tp-magnitude-global"]
     out = tmp_path / "cells"
+    monkeypatch.setattr(modules["compare"], "FINALISTS", 4)
     asked = [*tiny, "--out", str(out), "--budgets", "40%", "--methods", *methods]
     run(modules["compare"], asked, monkeypatch)
     rows = {row["method"]: row for row in map(json.loads, (path.read_text() for path in out.glob("*/*/*.json")))}
@@ -123,7 +124,7 @@ def test_a_comparison_fits_its_budget_and_a_second_run_trains_nothing(
     run(modules["summarise"], ["--out", str(out)], monkeypatch)
     del modules["summarise"].main.__globals__["print"]
     assert (out / "small-vgg13-scratch.svg").read_text().count("40% of the MACs") >= 1
-    assert len((out / "compare.csv").read_text().splitlines()) == 1 + 7
+    assert len((out / "compare.csv").read_text().splitlines()) == 1 + 8
 
 
 def test_inherited_weights_are_those_of_the_method(

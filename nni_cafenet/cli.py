@@ -20,7 +20,7 @@ import torch
 
 from nni_cafenet.compare import Data, compare_widths
 from nni_cafenet.cost import Budget
-from nni_cafenet.errors import CafeNetError
+from nni_cafenet.errors import CafeNetError, nearest
 from nni_cafenet.report import Report, read_report, summary_table, write_report
 from nni_cafenet.search.evolution import Evolution
 from nni_cafenet.search.greedy import Greedy
@@ -245,7 +245,8 @@ def _load(where: str, option: str) -> Callable[..., Any]:
         except ModuleNotFoundError as error:
             raise BadArgument(f"{option}: cannot import {module_name!r}: {error}") from error
     if not callable(getattr(module, name, None)):
-        raise BadArgument(f"{option}: {module_name} has no function or class {name!r}")
+        known = [other for other, value in vars(module).items() if callable(value)]
+        raise BadArgument(f"{option}: {module_name} has no function or class {name!r}; {nearest(name, known)}")
     return getattr(module, name)  # type: ignore[no-any-return]
 
 

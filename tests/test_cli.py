@@ -127,7 +127,7 @@ def test_search_runs_a_users_own_factories(own, tmp_path, capsys, searcher):
     ("changed", "message"),
     [
         ({"--model": "torchvision.models"}, "PKG.MOD:NAME or path.py:NAME"),
-        ({"--model": "torchvision.models:resnet81"}, "has no function or class 'resnet81'"),
+        ({"--model": "torchvision.models:resnet81"}, "has no function or class 'resnet81'; the nearest: resnet18"),
         ({"--model": "no_such_package:net"}, "cannot import 'no_such_package'"),
         ({"--model": "missing.py:net"}, "there is no file missing.py"),
         ({"--data": "{own}:four"}, "must return"),

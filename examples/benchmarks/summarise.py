@@ -31,6 +31,7 @@ COLORS = {
     "modelopt": "#E69F00",
     "baseline": "#D55E00",
 }
+POINTS = 8  # of accuracy below the best that a panel shows
 BASELINES = ("dense", "uniform", "random")
 
 
@@ -147,7 +148,7 @@ def table(cells: Sequence[Cell], split: str) -> str:
 
 
 def draw(cells: Sequence[Cell], title: str, split: str) -> Figure:
-    """For each budget a panel: the accuracy of each method, its mean, and every seed."""
+    """For each budget a panel: the accuracy of each method, its mean, and every seed; far below, a number alone."""
     budgets = {budget: own for (budget,), own in _by(cells, "budget").items() if budget != "100%"}
     order = sorted(budgets, key=lambda budget: -float(budget.rstrip("%")))
     most = max(len(lines(own, split)) for own in budgets.values())
@@ -155,13 +156,18 @@ def draw(cells: Sequence[Cell], title: str, split: str) -> Figure:
     for axes, budget in zip(figure.subplots(1, len(order), squeeze=False)[0], order, strict=True):
         ranked = lines(budgets[budget], split)[::-1]
         by_method = _by(budgets[budget], "method")
+        floor = 100 * ranked[-1].mean - POINTS
         for place, line in enumerate(ranked):
-            color = COLORS[family(line.method)]
+            color, mean = COLORS[family(line.method)], 100 * line.mean
+            if mean < floor:
+                axes.text(floor, place, f" ◂ {mean:.1f}", color=color, fontsize=8, va="center")
+                continue
             seen = [100 * getattr(cell, split) for cell in by_method[line.method,] if cell.macs is not None]
             axes.plot(seen, [place] * len(seen), ".", color=color, alpha=0.45, markersize=5)
-            axes.plot(100 * line.mean, place, "|", color=color, markersize=13, markeredgewidth=2.5)
+            axes.plot(mean, place, "|", color=color, markersize=13, markeredgewidth=2.5)
             if line.method == "uniform":
-                axes.axvline(100 * line.mean, color=color, linewidth=0.8, linestyle=":")
+                axes.axvline(mean, color=color, linewidth=0.8, linestyle=":")
+        axes.set_xlim(left=floor)
         axes.set_yticks(range(len(ranked)), [line.method for line in ranked], fontsize=8)
         for label, line in zip(axes.get_yticklabels(), ranked, strict=True):
             label.set_color(COLORS[family(line.method)])

@@ -169,8 +169,9 @@ class Axis:
 
 def contiguous_runs(positions: IntArray) -> list[tuple[int, int]]:
     """Ascending positions as (start, length) of their contiguous runs, which are few."""
-    cuts = np.flatnonzero(np.diff(positions) != 1) + 1
-    return [(int(run[0]), len(run)) for run in np.split(positions, cuts)]
+    firsts = [0, *(np.flatnonzero(positions[1:] - positions[:-1] != 1) + 1).tolist()]
+    lasts = [*firsts[1:], len(positions)]
+    return [(int(positions[first]), last - first) for first, last in zip(firsts, lasts, strict=True)]
 
 
 def kept_positions(axes: Iterable[Axis], kept_units: Sequence[IntArray | None]) -> dict[tuple[str, str], IntArray]:

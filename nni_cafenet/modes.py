@@ -1,9 +1,10 @@
-"""Running somebody's model in another mode, or with other random numbers, and leaving both as they were."""
+"""Running somebody's model in another mode, with other random numbers or methods, and leaving all as they were."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -42,6 +43,20 @@ def running_modules(model: nn.Module) -> Iterator[list[str]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def replaced(owner: object, **attributes: Any) -> Iterator[None]:
+    """Attributes, or methods, of `owner` alone in front of those of its class; as it was on exit."""
+    own = vars(owner)
+    before = {name: own[name] for name in attributes if name in own}
+    own.update(attributes)
+    try:
+        yield
+    finally:
+        for name in attributes:
+            own.pop(name, None)
+        own.update(before)
 
 
 @contextmanager

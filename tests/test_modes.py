@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from nni_cafenet.modes import evaluating, seeded
+from nni_cafenet.modes import evaluating, replaced, seeded
 
 
 def mixed() -> nn.Module:
@@ -46,3 +46,14 @@ def test_the_caller_s_random_numbers_go_on_as_if_nothing_was_drawn() -> None:
     with pytest.raises(RuntimeError, match="shapes"), seeded(5, 0, nn.ReLU()):
         torch.rand(7) @ torch.rand(3, 3)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_replaced_methods_are_those_of_one_object_and_gone_on_errors_too() -> None:
+    one, other = mixed(), mixed()
+    one.extra = "own"
+    with replaced(one, extra_repr=lambda: "another", extra="another"):
+        assert (one.extra_repr(), one.extra, other.extra_repr()) == ("another", "another", "")
+    with pytest.raises(KeyboardInterrupt), replaced(one, extra_repr=str, extra=1):
+        raise KeyboardInterrupt
+    assert (one.extra_repr(), one.extra) == ("", "own")
+    assert "extra_repr" not in vars(one)

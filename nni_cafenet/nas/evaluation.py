@@ -131,18 +131,13 @@ def checked_evaluator(evaluator: Any) -> Lightning:
     """`evaluator`, if CafeNet can train and score with it.
 
     Raises:
-        TypeError: it is no Lightning evaluator, its module optimizes by hand, or it holds choices.
+        TypeError: it is no Lightning evaluator, or it holds choices.
         InvalidBatches: it has no training or no validation data.
     """
     if not isinstance(evaluator, Lightning):
         raise TypeError(
             f"CafeNet needs a Lightning evaluator or a FunctionalEvaluator, but got a {type(evaluator).__name__}: "
             f"give one of nni.nas.evaluator.pytorch, such as Classification(...)"
-        )
-    if not evaluator.module.automatic_optimization:
-        raise TypeError(
-            f"{type(evaluator.module).__name__} optimizes by hand, and CafeNet chooses the loss to learn from: "
-            f"set automatic_optimization = True, configure one optimizer and return the loss from training_step"
         )
     if evaluator.is_mutable():
         raise TypeError(

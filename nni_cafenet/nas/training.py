@@ -16,6 +16,8 @@ from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
 from nni_cafenet.errors import InvalidBatches
+from nni_cafenet.modes import replaced
+from nni_cafenet.nas.by_hand import learning, rehearsal
 from nni_cafenet.supernet.minmin import MinMin
 from nni_cafenet.supernet.objectives import LossFn, checked_loss
 from nni_cafenet.supernet.recalibrate import recalibrate
@@ -63,7 +65,8 @@ class MinMinModule(BaseOneShotLightningModule):
 
     @property
     def automatic_optimization(self) -> bool:
-        return True
+        """As the user's module has it."""
+        return bool(self.training_module.automatic_optimization)
 
     def __getattr__(self, name: str) -> Any:
         """What this wrapper lacks is the user's module's: callbacks are handed the wrapper."""
@@ -78,9 +81,11 @@ class MinMinModule(BaseOneShotLightningModule):
         """The user's own.
 
         Raises:
-            TypeError: several optimizers, which Lightning leaves to manual optimization alone.
+            TypeError: several optimizers, which Lightning leaves to manual optimization, without that.
         """
         configured = self.training_module.configure_optimizers()
+        if not self.automatic_optimization:
+            return configured
         listed = configured[0] if isinstance(configured, tuple) and len(configured) == 2 else configured
         if (
             isinstance(listed, Sequence)
@@ -89,8 +94,8 @@ class MinMinModule(BaseOneShotLightningModule):
         ):
             raise TypeError(
                 f"{type(self.training_module).__name__}.configure_optimizers() returns {len(listed)} optimizers, which "
-                f"Lightning steps by manual optimization only, and CafeNet chooses the loss to learn from: return one "
-                f"optimizer, with a parameter group for each part of the model"
+                f"Lightning steps by manual optimization only: set automatic_optimization = False and step them in "
+                f"training_step, or return one optimizer, with a parameter group for each part of the model"
             )
         return configured
 
@@ -131,8 +136,16 @@ class MinMinModule(BaseOneShotLightningModule):
             )
         return None  # metrics are of the fit that was ended, and not known any more
 
-    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
-        """The loss of the best candidate; what that candidate logged is logged, and nothing of the others."""
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        """The loss of the best candidate; what that candidate logged is logged, and nothing of the others.
+
+        Where the user's module optimizes by hand, its step is rehearsed for every candidate, and run for the best one.
+        """
+        if not self.automatic_optimization:
+            module, number = self.training_module, self.trainer.fit_loop.total_batch_idx
+            best = self._minmin.choice(batch, number, lambda _, batch: _rehearsed_loss(module, batch, batch_idx))
+            with learning(module, self._supernet, best):
+                return module.training_step(batch, batch_idx)
         logged: dict[int, list[LogCall]] = {}
 
         def loss_fn(model: nn.Module, batch: Any) -> torch.Tensor:
@@ -188,19 +201,31 @@ def quiet_loss(evaluator: Lightning) -> LossFn:
         device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
         batch = hook("on_before_batch_transfer", precision.convert_input(batch), 0)
         batch = hook("on_after_batch_transfer", hook("transfer_batch_to_device", batch, device, 0), 0)
-        with _held_log(module), precision.forward_context():
-            return _loss_of(module, module.training_step(batch, 0))
+        with precision.forward_context():
+            return _rehearsed_loss(module, batch, 0)
 
     return loss_fn
 
 
-def _loss_of(module: LightningModule, output: Any) -> torch.Tensor:
+def _rehearsed_loss(module: LightningModule, batch: Any, batch_idx: int) -> torch.Tensor:
+    """The loss of `module`'s training_step, which neither logs nor steps an optimizer."""
+    with _held_log(module), rehearsal(module) as losses:
+        output = module.training_step(batch, batch_idx)
+    return _loss_of(module, output, losses)
+
+
+def _loss_of(module: LightningModule, output: Any, losses: Sequence[torch.Tensor] = ()) -> torch.Tensor:
     """The loss in what `module`'s training_step returns: a tensor, or a dict that holds it.
+
+    Args:
+        losses: what it has learnt from by hand, of which the sum stands for a loss that it does not return.
 
     Raises:
         InvalidBatches: there is none.
     """
     loss = output.get("loss") if isinstance(output, Mapping) else output
+    if loss is None and losses:
+        loss = torch.stack([checked_loss(each) for each in losses]).sum()
     if loss is None:
         got = f"a dict of {', '.join(map(repr, output))}" if isinstance(output, Mapping) else "None"
         raise InvalidBatches(
@@ -218,11 +243,5 @@ def _held_log(module: LightningModule) -> Iterator[list[LogCall]]:
     def hold(*args: Any, **kwargs: Any) -> None:
         calls.append(pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, (args, kwargs)))
 
-    before = module.__dict__.get("log")
-    module.log = hold
-    try:
+    with replaced(module, log=hold):
         yield calls
-    finally:
-        module.__dict__.pop("log")
-        if before is not None:
-            module.log = before

@@ -19,7 +19,7 @@ from nni_cafenet.supernet.candidates import Candidates
 from nni_cafenet.supernet.distillation import divergence, loss_and_logits
 from nni_cafenet.supernet.objectives import LossFn, checked_loss
 from nni_cafenet.supernet.supernet import Supernet
-from nni_cafenet.widths import SubNetwork
+from nni_cafenet.widths import SubNetwork, Widths
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,14 +56,7 @@ class MinMin:
             TrainingDiverged: it is NaN or infinite.
         """
         space = self.supernet.space
-        rng = np.random.default_rng([self.seed, number])  # of the step alone, so that a resume draws the same
-        if self.near is not None and rng.random() < self.near_share:
-            widths = draw_within(space, self.near, rng)
-        else:
-            widths = space.sample(rng).widths
-        listed = self.candidates.listed(space, widths, self.sharing, rng)
-        if number < self.random_steps:
-            listed = [listed[rng.integers(len(listed))]]
+        widths, listed = self._drawn(number)
         losses, largest = [], SubNetwork.fixed(space.largest)
         if self.distill:
             with self.supernet.running(largest) as model:
@@ -76,13 +69,40 @@ class MinMin:
         if self.sandwich:
             losses.append(minmin_loss(self.supernet, [SubNetwork.fixed(space.smallest)], batch, loss_fn)[1])
         loss = torch.stack(losses).mean() if len(losses) > 1 else losses[0]
+        self._check(loss, number, widths)
+        return loss
+
+    def choice(self, batch: Any, number: int, loss_fn: LossFn) -> SubNetwork:
+        """The candidate that learns in step `number`, where something else than this makes it learn.
+
+        Raises:
+            TrainingDiverged: its loss is NaN or infinite.
+        """
+        widths, listed = self._drawn(number)
+        with torch.no_grad():
+            best, loss = minmin_loss(self.supernet, listed, batch, loss_fn)
+        self._check(loss, number, widths)
+        return best
+
+    def _drawn(self, number: int) -> tuple[Widths, list[SubNetwork]]:
+        """The widths of a step, and the candidates that it compares."""
+        space = self.supernet.space
+        rng = np.random.default_rng([self.seed, number])  # of the step alone, so that a resume draws the same
+        if self.near is not None and rng.random() < self.near_share:
+            widths = draw_within(space, self.near, rng)
+        else:
+            widths = space.sample(rng).widths
+        listed = self.candidates.listed(space, widths, self.sharing, rng)
+        return widths, [listed[rng.integers(len(listed))]] if number < self.random_steps else listed
+
+    def _check(self, loss: torch.Tensor, number: int, widths: Widths) -> None:
         value = mean_over_ranks(loss)
         if not math.isfinite(value):
+            channels = self.supernet.space.channels(widths)
             raise TrainingDiverged(
-                f"supernet: the loss is {value} at step {number}, at the widths {space.channels(widths)}: "
+                f"supernet: the loss is {value} at step {number}, at the widths {channels}: "
                 f"lower the learning rate, or check the data"
             )
-        return loss
 
 
 def _learning_from(taught: torch.Tensor, loss_fn: LossFn) -> LossFn:

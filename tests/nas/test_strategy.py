@@ -241,12 +241,6 @@ class Silent(Untrainable):
     on_validation_end = on_validation_epoch_end
 
 
-class Manual(Untrainable):
-    def __init__(self):
-        super().__init__(num_classes=10)
-        self.automatic_optimization = False
-
-
 def untrainable(loaders, module=None, **trainer):
     quiet = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
     module = module or Untrainable(num_classes=10)
@@ -308,11 +302,6 @@ def test_refuses_a_data_module_without_validation_data(loaders, make_space, make
     evaluator = Classification(datamodule=data, num_classes=10, accelerator="cpu", logger=False)
     with pytest.raises(InvalidBatches, match="has no val data"):
         make_experiment(make_space(), evaluator, make_strategy()).run()
-
-
-def test_refuses_a_module_that_optimizes_by_hand(loaders, make_space, make_strategy, make_experiment):
-    with pytest.raises(TypeError, match=r"Manual optimizes by hand.*set automatic_optimization = True"):
-        make_experiment(make_space(), untrainable(loaders, Manual()), make_strategy()).run()
 
 
 def test_refuses_a_module_that_reports_no_metric_before_training_it(

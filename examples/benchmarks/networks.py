@@ -70,6 +70,7 @@ NETWORKS: dict[str, Callable[[float], nn.Module]] = {
     "resnet18": resnet18,
     "mobilenet_v2": mobilenet_v2,
 }
+COMPACT = {"mobilenet_v2"}
 
 
 def _initialised(model: nn.Module) -> nn.Module:

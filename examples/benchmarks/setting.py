@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from fashion_mnist import Batch, Splits, load
-from networks import NETWORKS
+from networks import COMPACT, NETWORKS
 from torch import nn
 
 from nni_cafenet import (
@@ -51,6 +51,7 @@ class Size:
     Args:
         pixels: of the images, 16 or 32.
         share: of the network's channels.
+        compact_share: of those of a network that is compact already: with fewer, most of its layers are a single bin.
         train, valid, check: images of the splits; see fashion_mnist.py.
         epochs: of every final training.
         supernet_epochs: of every supernet.
@@ -61,6 +62,7 @@ class Size:
 
     pixels: int
     share: float
+    compact_share: float
     train: int
     valid: int
     check: int
@@ -73,8 +75,8 @@ class Size:
 
 
 SIZES = {
-    "small": Size(16, 0.25, 10_000, 2_000, 10_000, 64, 10, 20, 384, 16, 10),
-    "full": Size(32, 1.0, 45_000, 5_000, 10_000, 128, 60, 60, 1_000, 20, 20),
+    "small": Size(16, 0.25, 0.5, 10_000, 2_000, 10_000, 64, 10, 20, 384, 16, 10),
+    "full": Size(32, 1.0, 1.0, 45_000, 5_000, 10_000, 128, 60, 60, 1_000, 20, 20),
 }
 
 
@@ -145,8 +147,12 @@ class Setting:
         )  # fmt: skip
 
     @property
+    def share(self) -> float:
+        return self.size.compact_share if self.network in COMPACT else self.size.share
+
+    @property
     def factory(self) -> Callable[[], nn.Module]:
-        return partial(NETWORKS[self.network], self.size.share)
+        return partial(NETWORKS[self.network], self.share)
 
     @property
     def example(self) -> torch.Tensor:
@@ -179,7 +185,7 @@ class Setting:
         """What the checkpoint of a training depends on."""
         size = self.size
         images = {"pixels": size.pixels, "train": size.train, "batch": size.batch}
-        return {"network": self.network, "share": size.share, "seed": self.seed, "epochs": epochs, **images}
+        return {"network": self.network, "share": self.share, "seed": self.seed, "epochs": epochs, **images}
 
     @cached_property
     def dense(self) -> nn.Module:

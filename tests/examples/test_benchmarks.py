@@ -36,8 +36,8 @@ def tiny(modules: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.Mon
     """Options of a study that takes seconds."""
     setting = modules["setting"]
     size = setting.Size(
-        pixels=16, share=0.125, train=64, valid=16, check=16, batch=16, epochs=2, supernet_epochs=1, evaluations=16,
-        recalibrate_batches=1, tries=2,
+        pixels=16, share=0.125, compact_share=0.25, train=64, valid=16, check=16, batch=16, epochs=2,
+        supernet_epochs=1, evaluations=16, recalibrate_batches=1, tries=2,
     )  # fmt: skip
     monkeypatch.setitem(setting.SIZES, "small", size)
     data = on_disk.fashion_mnist(tmp_path / "data")

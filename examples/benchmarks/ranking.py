@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import csv
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from agreement import Agreement, agreement, draw_agreement, matrix, split_half
-from setting import ARMS, Setting, add_setting, scored, setting_of
+from setting import ARMS, Setting, add_setting, nearest, scored, setting_of
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -122,15 +122,6 @@ def supernets(setting: Setting, widths: Sequence[Widths], options: argparse.Name
             found = [replace(scorer, score_fn=score).evaluate(near).score for score in (scorer.score_fn, minus_loss)]
             rows.append(Shared(setting.network, number, arm, setting.seed, *found))
         append(path, rows)
-
-
-def nearest(space: SearchSpace, channels: Mapping[str, int]) -> Widths:
-    """The widths whose channels are the nearest, for arms that have other bins."""
-    kept = (
-        1 + int(np.abs(np.array(bins.edges[1:]) - channels[group.name]).argmin())
-        for group, bins in zip(space.groups, space.bins, strict=True)
-    )
-    return Widths(tuple(kept))
 
 
 def minus_loss(model: nn.Module, batches: Iterable[Any]) -> float:

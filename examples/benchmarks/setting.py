@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from fashion_mnist import Batch, Splits, load
 from networks import COMPACT, NETWORKS
@@ -26,6 +27,7 @@ from nni_cafenet import (
     SubNetwork,
     Supernet,
     UniformBins,
+    Widths,
     accuracy,
     build_space,
     cross_entropy,
@@ -171,12 +173,13 @@ class Setting:
         rule: BinRule | None = None if arm.bins is None else UniformBins(arm.bins)
         return self.space if rule is None else rebin(self.space, rule)
 
-    def train(self, model: nn.Module, name: str, *, epochs: int, lr: float = 0.1) -> nn.Module:
-        """`model`, trained by the recipe of all."""
+    def train(self, model: nn.Module, name: str, *, epochs: int, lr: float = 0.1, seed: int | None = None) -> nn.Module:
+        """`model`, trained by the recipe of all; `seed` of shuffling and augmentation, if not the setting's own."""
         recipe = Recipe(epochs, optimizer_fn=partial(sgd, lr=lr))
-        settings = {"lr": lr, **self.settings(epochs)}
+        seed = self.seed if seed is None else seed
+        settings = {"lr": lr, **self.settings(epochs), "seed": seed}
         train_model(
-            model.to(self.device), self.splits.train, recipe, loss_fn=cross_entropy, seed=self.seed,
+            model.to(self.device), self.splits.train, recipe, loss_fn=cross_entropy, seed=seed,
             checkpoint=Checkpoint(self.work, name, settings), label=name,
         )  # fmt: skip
         return model
@@ -237,6 +240,15 @@ def scored(model: nn.Module, setting: Setting, split: str) -> float:
     """The accuracy of a trained model, 0 to 1, on `check`, which decides what we do, or `test`, which is reported."""
     with evaluating(model):
         return accuracy(model, getattr(setting.splits, split))
+
+
+def nearest(space: SearchSpace, channels: Mapping[str, int]) -> Widths:
+    """The widths whose channels, by group, are the nearest: those of another space with other bins."""
+    kept = (
+        1 + int(np.abs(np.array(bins.edges[1:]) - channels[group.name]).argmin())
+        for group, bins in zip(space.groups, space.bins, strict=True)
+    )
+    return Widths(tuple(kept))
 
 
 def sgd(parameters: object, *, lr: float) -> torch.optim.Optimizer:

@@ -17,6 +17,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 from scipy import stats
@@ -37,7 +38,10 @@ BASELINES = ("dense", "uniform", "random")
 
 @dataclass(frozen=True)
 class Cell:
-    """One method at one budget with one seed; accuracies are 0 to 1, empty where it did not reach the budget."""
+    """One method at one budget with one seed; empty where it did not reach the budget.
+
+    Accuracies are 0 to 1, and the mean of `trainings` of the network that it found.
+    """
 
     size: str
     network: str
@@ -52,6 +56,7 @@ class Cell:
     search_seconds: float | None = None
     supernet_seconds: float | None = None
     training_seconds: float | None = None
+    trainings: int = 1
     unreachable: str = ""
 
 
@@ -86,9 +91,15 @@ def main() -> None:
 
 def read(folder: Path) -> list[Cell]:
     """All cells below `folder`, in the order of their names."""
+    return [_cell(json.loads(path.read_text())) for path in sorted(folder.glob("*/*/*.json"))]
+
+
+def _cell(row: dict[str, Any]) -> Cell:
     known = {field.name for field in fields(Cell)}
-    found = (json.loads(path.read_text()) for path in sorted(folder.glob("*/*/*.json")))
-    return [Cell(**{name: value for name, value in row.items() if name in known}) for row in found]
+    again = row.get("again", [])
+    if again:
+        row |= {split: statistics.mean([row[split], *(other[split] for other in again)]) for split in ("check", "test")}
+    return Cell(**{name: value for name, value in row.items() if name in known}, trainings=1 + len(again))
 
 
 def write_csv(path: Path, cells: Sequence[Cell]) -> None:

@@ -18,7 +18,7 @@ from nni_cafenet import CafeNetError, count_macs
 from tests.examples import on_disk
 
 BENCHMARKS = Path(__file__).parents[2] / "examples" / "benchmarks"
-NAMES = ("fashion_mnist", "networks", "setting", "rivals", "compare", "summarise", "agreement", "ranking")
+NAMES = ("fashion_mnist", "networks", "setting", "rivals", "compare", "again", "summarise", "agreement", "ranking")
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +119,18 @@ def test_a_comparison_fits_its_budget_and_a_second_run_trains_nothing(
     assert all(0 <= row[split] <= 1 for row in rows.values() for split in ("check", "test"))
     monkeypatch.setattr(modules["compare"], "cell", None)
     run(modules["compare"], asked, monkeypatch)
+
+    chosen = ["--methods", "uniform", "cafenet-e", "--times"]
+    run(modules["again"], [*tiny, "--out", str(out), *chosen, "1"], monkeypatch)
+    kept = (out / "small" / "vgg13" / "40-uniform-scratch-0.json").read_text()
+    run(modules["again"], [*tiny, "--out", str(out), *chosen, "2"], monkeypatch)
+    cells = {cell.method: cell for cell in modules["summarise"].read(out)}
+    assert {method: cell.trainings for method, cell in cells.items() if cell.trainings > 1} == {
+        "uniform": 3, "cafenet-e": 3,
+    }  # fmt: skip
+    row = json.loads((out / "small" / "vgg13" / "40-uniform-scratch-0.json").read_text())
+    assert row["again"][:1] == json.loads(kept)["again"] and row["test"] == rows["uniform"]["test"]
+    assert cells["uniform"].test == pytest.approx(np.mean([row["test"], *(other["test"] for other in row["again"])]))
 
     modules["summarise"].main.__globals__["print"] = lambda *_: None
     run(modules["summarise"], ["--out", str(out)], monkeypatch)

@@ -140,10 +140,11 @@ def report(folder: Path, network: str, score: str) -> None:
     rows = []
     for name, chosen in (("all", list(range(truths.shape[1]))), ("band", sorted(in_band))):
         own = truths[:, chosen]
+        noise = f"{100 * own.std(0, ddof=1).mean():.2f}" if len(own) > 1 else "unknown"
         print(
-            f"{name}: {len(chosen)} widths, {len(own)} seeds each; points of std over seeds "
-            f"{100 * own.std(0, ddof=1).mean():.2f}, over widths {100 * own.mean(0).std(ddof=1):.2f}; the truth's "
-            f"agreement with itself, split-half tau {split_half(own):.2f}"
+            f"{name}: {len(chosen)} widths, {len(own)} seeds each; points of std over seeds {noise}, over widths "
+            f"{100 * own.mean(0).std(ddof=1):.2f}; the truth's agreement with itself, split-half tau "
+            f"{split_half(own):.2f}"
         )
         of_all = {arm: each[:, chosen] for arm, each in scores.items()}
         rows += [agreement(arm, name, each, own, of_all.get("fixed")) for arm, each in of_all.items()]

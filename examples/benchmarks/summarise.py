@@ -179,6 +179,7 @@ def draw(cells: Sequence[Cell], title: str, split: str) -> Figure:
             if line.method == "uniform":
                 axes.axvline(mean, color=color, linewidth=0.8, linestyle=":")
         axes.set_xlim(left=floor)
+        axes.set_ylim(-0.7, len(ranked) - 0.3)
         axes.set_yticks(range(len(ranked)), [line.method for line in ranked], fontsize=8)
         for label, line in zip(axes.get_yticklabels(), ranked, strict=True):
             label.set_color(COLORS[family(line.method)])

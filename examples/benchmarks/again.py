@@ -12,12 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
-from setting import Setting, add_setting, nearest, scored, setting_of
+from setting import Setting, add_setting, nearest, scored, setting_of, write_cell
 from tqdm.auto import tqdm
 
 from nni_cafenet import SubNetwork
-from nni_cafenet.files import replacing
 from nni_cafenet.networks import Network
 
 APART = 1000  # seeds of the trainings of one cell
@@ -40,12 +40,11 @@ def main() -> None:
                 options.budgets is None or row["budget"] in options.budgets
             )
             if chosen and "unreachable" not in row:
-                train_again(setting, path, options.times)
+                train_again(setting, path, row, options.times)
 
 
-def train_again(setting: Setting, path: Path, times: int) -> None:
-    """Until the cell's network has been trained `times` times more, the cell written each time."""
-    row = json.loads(path.read_text())
+def train_again(setting: Setting, path: Path, row: dict[str, Any], times: int) -> None:
+    """Until the network of the cell `row` has been trained `times` times more, the cell written each time."""
     space = setting.channels
     network = Network(space, SubNetwork.fixed(nearest(space, row["widths"])))
     assert network.macs == row["macs"], f"{path} holds another network"
@@ -54,8 +53,7 @@ def train_again(setting: Setting, path: Path, times: int) -> None:
         model = network.make(setting.factory, seed=seed)
         setting.train(model, f"again-{number}-{path.stem}", epochs=setting.size.epochs, seed=seed)
         row["again"].append({split: scored(model, setting, split) for split in ("check", "test")})
-        with replacing(path) as partial:
-            partial.write_text(json.dumps(row, indent=1) + "\n")
+        write_cell(path, row)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ several may run side by side on other seeds. summarise.py makes a table, a CSV a
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -24,14 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from rivals import RIVALS, Unreachable, choose
-from setting import ARMS, Setting, add_setting, scored, setting_of, sgd
+from setting import ARMS, Setting, add_setting, scored, setting_of, sgd, write_cell
 from torch import nn
 from tqdm.auto import tqdm
 
 from nni_cafenet import Budget, Evolution, Greedy, RandomSearch, Recipe, Searcher, SearchSpace, SubNetwork, slice_model
 from nni_cafenet.checkpoint import Checkpoint
 from nni_cafenet.cost import Limits
-from nni_cafenet.files import replacing
 from nni_cafenet.halving import best_of_random, successive_halving
 from nni_cafenet.networks import Network, uniform_network
 from nni_cafenet.phases import search_supernet
@@ -68,8 +66,7 @@ def main() -> None:
                 continue
             row = {"size": options.size, "network": options.network, "budget": budget, "method": method, "seed": seed}
             row |= cell(setting, method, Budget(max_macs=budget), options.weights)
-            with replacing(path) as partial:
-                partial.write_text(json.dumps(row, indent=1) + "\n")
+            write_cell(path, row)
 
 
 def cell(setting: Setting, method: str, budget: Budget, weights: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -36,6 +37,7 @@ from nni_cafenet import (
 )
 from nni_cafenet.checkpoint import Checkpoint
 from nni_cafenet.cost import Limits
+from nni_cafenet.files import replacing
 from nni_cafenet.modes import evaluating
 from nni_cafenet.networks import Network
 from nni_cafenet.phases import train_supernet
@@ -249,6 +251,12 @@ def nearest(space: SearchSpace, channels: Mapping[str, int]) -> Widths:
         for group, bins in zip(space.groups, space.bins, strict=True)
     )
     return Widths(tuple(kept))
+
+
+def write_cell(path: Path, row: Mapping[str, Any]) -> None:
+    """One method at one budget with one seed, as compare.py and again.py keep it."""
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(row, indent=1) + "\n")
 
 
 def sgd(parameters: object, *, lr: float) -> torch.optim.Optimizer:

@@ -62,9 +62,6 @@ def learning(module: LightningModule, supernet: Supernet, sub: SubNetwork) -> It
             running.close()
             running.enter_context(supernet.running(sub))
 
-        def watched(optimizer: Any) -> _Watched:
-            return _Watched(optimizer, module, cut)
-
         def toggled(by: Callable[[Any], None]) -> Callable[[Any], None]:
             def toggling(optimizer: Any) -> None:
                 by(optimizer.own if isinstance(optimizer, _Watched) else optimizer)
@@ -75,7 +72,7 @@ def learning(module: LightningModule, supernet: Supernet, sub: SubNetwork) -> It
         cut()
         with replaced(
             module,
-            optimizers=lambda *args, **kwargs: _each(optimizers(*args, **kwargs), watched),
+            optimizers=lambda *args, **kwargs: _each(optimizers(*args, **kwargs), lambda own: _Watched(own, cut)),
             toggle_optimizer=toggled(toggle),
             untoggle_optimizer=toggled(untoggle),
         ):
@@ -111,8 +108,8 @@ class _Idle:
 class _Watched:
     """An optimizer that says when it has changed the weights."""
 
-    def __init__(self, own: Any, module: LightningModule, changed: Callable[[], None]) -> None:
-        self.own, self._module, self._changed = own, module, changed
+    def __init__(self, own: Any, changed: Callable[[], None]) -> None:
+        self.own, self._changed = own, changed
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.own, name)

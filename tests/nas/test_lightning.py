@@ -187,7 +187,7 @@ def test_refuses_several_optimizers_before_training(schedule, loaders, make_stra
     space = WidthModelSpace(Branching, example_shape=(1, 1, 8, 8))
     with pytest.raises(
         TypeError,
-        match=r"Several\.configure_optimizers\(\) returns 2 optimizers.*= False and step.*a parameter group",
+        match=r"Several\.configure_optimizers\(\) returns 2 optimizers.*= False and step.*a parameter group for",
     ):
         make_experiment(space, lightning(Several(num_classes=10), loaders), make_strategy()).run()
 

@@ -17,6 +17,8 @@ from nni_cafenet.errors import UnsupportedModel as UnsupportedModel
 from nni_cafenet.export.slicing import slice_model as slice_model
 from nni_cafenet.export.slim_file import load_slim as load_slim
 from nni_cafenet.export.slim_file import save_slim as save_slim
+from nni_cafenet.importance import channel_importance as channel_importance
+from nni_cafenet.importance import sort_channels as sort_channels
 from nni_cafenet.result import Result as Result
 from nni_cafenet.run import search_widths as search_widths
 from nni_cafenet.search.evolution import Evolution as Evolution

@@ -39,7 +39,8 @@ def successive_halving(
     Beyond the paper, which trusts the supernet: a second look at the networks that it puts first.
 
     Args:
-        factory: makes the full network, freshly initialised.
+        factory: makes the full network, freshly initialised; or trained, such as
+            ``functools.partial(copy.deepcopy, result.supernet)``, for networks that inherit its weights.
         networks: such as those of the best candidates of a search; of equal scores the earlier one is better.
         rounds: how all that are left are trained in each round; after the last one the best is taken.
         valid_batches: what networks are compared on: a part of the training data, never the test set.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import cache
+import copy
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ import pytest
 import torch
 
 import nni_cafenet.halving
-from nni_cafenet import Budget, Recipe, SearchSpace, accuracy, build_space, cross_entropy, train_model
+from nni_cafenet import Budget, Recipe, SearchSpace, accuracy, build_space, cross_entropy, slice_model, train_model
 from nni_cafenet.cost import Limits
 from nni_cafenet.halving import best_of_random, successive_halving
 from nni_cafenet.networks import Network, random_network, uniform_network
 from tests.data import EXAMPLE, batches, net
+from tests.snapshots import Snapshot
 
 TRAIN, VALID = batches(4, 16), batches(2, 32, seed=5)
 
@@ -110,6 +112,20 @@ def test_the_better_half_goes_on_from_where_it_was_and_a_second_call_trains_noth
     _, again = best()
     assert not trained
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True))
+
+
+def test_networks_inherit_the_weights_that_the_factory_gives(tmp_path: Path) -> None:
+    full, networks = net(seed=4), [random_network(space(), limits(), seed=seed) for seed in range(3)]
+    before = Snapshot(full)
+    network, model = successive_halving(
+        partial(copy.deepcopy, full), networks, rounds=[Recipe(0)], train_batches=TRAIN, valid_batches=VALID,
+        folder=tmp_path, progress=False,
+    )  # fmt: skip
+    before.assert_unchanged()
+    slices = {each: slice_model(full, each.space, each.subnetwork).eval() for each in networks}
+    assert accuracy(model.eval(), VALID) == max(accuracy(slim, VALID) for slim in slices.values())
+    inherited = slices[network].parameters()
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), inherited, strict=True))
 
 
 def test_nothing_to_choose_from_is_refused(tmp_path: Path) -> None:

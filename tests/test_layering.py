@@ -55,6 +55,7 @@ ORDER = [
     "search.greedy",
     "search.stages",
     "supernet.objectives",
+    "importance",
     "supernet.distillation",
     "supernet.slices",
     "supernet.supernet",

@@ -16,6 +16,7 @@ several may run side by side on other seeds. summarise.py makes a table, a CSV a
 from __future__ import annotations
 
 import argparse
+import copy
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -35,9 +36,14 @@ from nni_cafenet.networks import Network, uniform_network
 from nni_cafenet.phases import search_supernet
 
 BASELINES = ("uniform", "random")
+SORTED = "uniform-sorted"  # Uniform of the dense network's most important channels; from scratch the same as Uniform
 # ARM-SEARCHER, of setting.ARMS: e is Evolution from Uniform, paper from random widths alone, halving trains the best of
-# e and Uniform shortly and goes on with the better half, r is random search
-SEARCHES = ("cafenet-e", "cafenet-paper", "cafenet-halving", "cafenet-r", "fixed-e", "fixed-r", "greedy")
+# e and Uniform shortly and goes on with the better half, r is random search; trained: a supernet from the dense network
+SEARCHES = (
+    "cafenet-trained-e", "cafenet-trained-distill-e", "fixed-trained-distill-e", "cafenet-trained-distill-halving",
+    "fixed-trained-distill-halving",
+    "cafenet-e", "cafenet-paper", "cafenet-halving", "cafenet-r", "fixed-e", "fixed-r", "greedy",
+)  # fmt: skip
 LOCAL = ("local", "l1", "fpgm")  # the same share of every layer: Uniform's widths
 SHORT = 0.1  # of the epochs, after which Random's best is chosen
 FINALISTS, ROUNDS = 16, (0.1, 0.2, 0.4)  # of successive halving: networks, and epochs of its rounds
@@ -55,7 +61,8 @@ def main() -> None:
     parser.add_argument("--weights", choices=("scratch", "inherited"), default="scratch")
     options = parser.parse_args()
     rivals = [name for name in RIVALS if options.weights == "inherited" or not name.endswith(LOCAL)]
-    methods = options.methods or [*BASELINES, *SEARCHES, *rivals]
+    baselines = [*BASELINES, SORTED] if options.weights == "inherited" else BASELINES
+    methods = options.methods or [*baselines, *SEARCHES, *rivals]
     asked = [("dense", "100%"), *((method, budget) for budget in options.budgets for method in methods)]
     for seed in options.seeds:
         setting = setting_of(options, seed)
@@ -86,7 +93,7 @@ def cell(setting: Setting, method: str, budget: Budget, weights: str) -> dict[st
         epochs -= short
     else:
         try:
-            found = find(setting, method, limits)
+            found = find(setting, method, limits, weights)
         except Unreachable as error:
             return {**row, "unreachable": str(error)}
         network = Network(found.space, found.subnetwork)
@@ -116,13 +123,13 @@ class Found:
     supernet_seconds: float = 0.0
 
 
-def find(setting: Setting, method: str, limits: Limits) -> Found:
-    """The widths that a method finds within the limits."""
+def find(setting: Setting, method: str, limits: Limits, weights: str) -> Found:
+    """The widths that a method finds within the limits, for networks that start from `weights`."""
     if method == "dense":
         return Found(setting.space, SubNetwork.fixed(setting.space.largest), setting.dense)
-    if method == "uniform":
+    if method in ("uniform", SORTED):
         network = uniform_network(setting.space, limits)
-        return Found(network.space, network.subnetwork, setting.dense)
+        return Found(network.space, network.subnetwork, setting.sorted if method == SORTED else setting.dense)
     if method in RIVALS:
         batches = setting.first_batches(RIVAL_BATCHES)
         sub = choose(
@@ -150,13 +157,14 @@ def find(setting: Setting, method: str, limits: Limits) -> Found:
         return Found(space, result.best.subnetwork, result.supernet, seconds)
     first = sorted(result.admitted, key=lambda candidate: -candidate.score)[: FINALISTS - 1]
     finalists = [Network(space, SubNetwork.fixed(candidate.subnetwork.widths)) for candidate in first]
+    factory = partial(copy.deepcopy, result.supernet) if weights == "inherited" else setting.factory
     best, _ = successive_halving(
-        setting.factory, [*finalists, uniform_network(setting.space, limits)],
-        rounds=[Recipe(max(1, round(share * setting.size.epochs)), partial(sgd, lr=LR["scratch"])) for share in ROUNDS],
+        factory, [*finalists, uniform_network(setting.space, limits)],
+        rounds=[Recipe(max(1, round(share * setting.size.epochs)), partial(sgd, lr=LR[weights])) for share in ROUNDS],
         train_batches=setting.splits.train, valid_batches=setting.splits.valid, device=setting.device,
-        folder=setting.work / f"halving-{name}", seed=setting.seed,
+        folder=setting.work / f"halving-{name}-{weights}", seed=setting.seed,
     )  # fmt: skip
-    return Found(best.space, best.subnetwork, setting.dense, seconds)
+    return Found(best.space, best.subnetwork, result.supernet, seconds)
 
 
 if __name__ == "__main__":

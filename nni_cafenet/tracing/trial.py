@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from nni_cafenet.layers import CONVOLUTION, NORM_TENSORS, axis_tensors, home_of
-from nni_cafenet.widths import Axis
+from nni_cafenet.widths import Axis, IntArray
 
 Swaps = dict[tuple[nn.Module, str], torch.Tensor]  # (owner, name) -> the tensor in its place
+AxisTensors = Mapping[tuple[str, str], Sequence[tuple[nn.Module, str, int]]]  # axis -> (owner, name, dimension) of each
 
 
 def doubled(model: nn.Module) -> nn.Module:
@@ -90,14 +92,30 @@ def disturbed(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.flatten().flip(0).view(tensor.shape) * 1.1 if tensor.is_floating_point() else tensor
 
 
-def tensors_of(model: nn.Module, layer: nn.Module | None, axis: Axis) -> Iterator[tuple[nn.Module, str, int]]:
-    """(owner, name, dimension) of every tensor that the axis, of `layer` or of a bare tensor, runs through."""
-    if layer is None:
-        owner, name, _ = home_of(model, axis.layer)
-        yield owner, name, int(axis.side.removeprefix("dim"))
-    else:
-        for name, dim in axis_tensors(layer, axis.side):
-            yield layer, name, dim
+def tensors_along(model: nn.Module, axes: Iterable[Axis]) -> AxisTensors:
+    """The tensors of `model` that each axis, of a layer or of a bare tensor, runs through."""
+    layers = dict(model.named_modules())
+    found = {}
+    for axis in axes:
+        if axis.layer in layers:
+            layer = layers[axis.layer]
+            found[axis.key] = [(layer, name, dim) for name, dim in axis_tensors(layer, axis.side)]
+        else:
+            owner, name, _ = home_of(model, axis.layer)
+            found[axis.key] = [(owner, name, int(axis.side.removeprefix("dim")))]
+    return found
+
+
+def permuted(axes: Iterable[Axis], tensors: AxisTensors, orders: Mapping[int, IntArray]) -> Swaps:
+    """Unit u of group g with the content of unit orders[g][u], in every tensor that this changes."""
+    swaps: Swaps = {}
+    for axis in axes:
+        source = axis.reordered(orders)
+        if (source != np.arange(axis.size)).any():
+            for owner, name, dim in tensors[axis.key]:
+                tensor = swaps.get((owner, name), getattr(owner, name))
+                swaps[owner, name] = tensor.detach().index_select(dim, torch.from_numpy(source).to(tensor.device))
+    return swaps
 
 
 @contextmanager

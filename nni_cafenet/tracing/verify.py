@@ -32,9 +32,10 @@ from nni_cafenet.tracing.trial import (
     enliven,
     lively,
     new_tensors_in,
+    permuted,
     randomise,
     swapped,
-    tensors_of,
+    tensors_along,
 )
 from nni_cafenet.widths import IntArray, Widths, kept_positions
 
@@ -154,8 +155,7 @@ class _Oracle:
         self.table, self.example, self.rng = table, example.double().map(lively), rng
         self.draw_anew()
         self.model = doubled(model).eval()
-        layers = dict(self.model.named_modules())
-        self.tensors = {axis.key: list(tensors_of(self.model, layers.get(axis.layer), axis)) for axis in table.axes}
+        self.tensors = tensors_along(self.model, table.axes)
         # layers of full width say more than the output, which a detector cuts out of them
         narrowed = {axis.layer for axis in table.axes if axis.side != "in"}
         self.observed = {part.layer for part in table.frozen} - narrowed
@@ -212,9 +212,9 @@ class _Oracle:
     def fault(self, groups: Sequence[int]) -> str | None:
         """What is wrong with slicing these groups, or None."""
         try:
-            with swapped(self._permuted(self._orders(groups))):
-                permuted = self._outputs(self.model)
-            if not _close(permuted, self.expected):
+            with swapped(permuted(self.table.axes, self.tensors, self._orders(groups))):
+                reordered = self._outputs(self.model)
+            if not _close(reordered, self.expected):
                 return "reordering its channels changes the output, so not all that goes with them was found"
             return self._removal_fault(groups)
         except Exception as error:  # a third-party forward may raise anything at other widths
@@ -244,7 +244,7 @@ class _Oracle:
                 units = kept[index]
                 assert units is not None
                 same[index] = np.flatnonzero(np.isin(order, units))
-            with swapped(self._permuted(orders)):
+            with swapped(permuted(self.table.axes, self.tensors, orders)):
                 reordered = self._outputs(self._sliced(same))
             if all(out.isfinite().all() for out in slim) and not _close(slim, reordered):
                 return "the same channels in another order, sliced, give another output"
@@ -308,17 +308,6 @@ class _Oracle:
     def _orders(self, groups: Collection[int]) -> dict[int, IntArray]:
         rngs = {index: np.random.default_rng((self.seed, index)) for index in groups}
         return {index: rng.permutation(self.table.groups[index].units) for index, rng in rngs.items()}
-
-    def _permuted(self, orders: Mapping[int, IntArray]) -> Swaps:
-        """Unit u of group g with the content of unit orders[g][u], in every tensor."""
-        swaps: Swaps = {}
-        for axis in self.table.axes:
-            source = axis.reordered(orders)
-            if (source != np.arange(axis.size)).any():
-                for owner, name, dim in self.tensors[axis.key]:
-                    tensor = swaps.get((owner, name), getattr(owner, name))
-                    swaps[owner, name] = tensor.detach().index_select(dim, torch.from_numpy(source).to(tensor.device))
-        return swaps
 
     def _ignoring(self, kept: Sequence[IntArray | None]) -> Swaps:
         """The weights of the full network, with 0 for what reads a removed channel."""

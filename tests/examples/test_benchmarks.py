@@ -37,7 +37,7 @@ def tiny(modules: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.Mon
     setting = modules["setting"]
     size = setting.Size(
         pixels=16, share=0.125, compact_share=0.25, train=64, valid=16, check=16, batch=16, epochs=2,
-        supernet_epochs=1, evaluations=16, recalibrate_batches=1, tries=2,
+        supernet_epochs=2, evaluations=16, recalibrate_batches=1, importance_batches=1, tries=2,
     )  # fmt: skip
     monkeypatch.setitem(setting.SIZES, "small", size)
     data = on_disk.fashion_mnist(tmp_path / "data")
@@ -145,15 +145,21 @@ def test_inherited_weights_are_those_of_the_method(
     started = {}
 
     def train(self: object, model: torch.nn.Module, name: str, **_: object) -> torch.nn.Module:
-        started[name.split("-")[0]] = model.features[0].weight.detach().clone()
+        word = "sorted" if "sorted" in name else name.split("-")[0]
+        started[word] = model.features[0].weight.detach().clone()
         return model
 
     monkeypatch.setattr(modules["setting"].Setting, "train", train)
-    asked = [*tiny, "--out", str(tmp_path), "--budgets", "40%", "--methods", "uniform", "cafenet-r", "--weights"]
-    run(modules["compare"], [*asked, "inherited"], monkeypatch)
-    full, uniform, found = (started[name] for name in ("dense", "uniform", "cafenet"))
+    monkeypatch.setattr(modules["compare"], "FINALISTS", 4)
+    methods = ["uniform", "uniform-sorted", "cafenet-r", "fixed-trained-distill-halving"]
+    asked = [*tiny, "--out", str(tmp_path), "--budgets", "40%", "--methods", *methods, "--weights", "inherited"]
+    run(modules["compare"], asked, monkeypatch)
+    full, uniform, best, found, halved = (started[name] for name in ("dense", "uniform", "sorted", "cafenet", "fixed"))
     assert torch.equal(uniform, full[: len(uniform)])
-    assert not any(torch.equal(channel, other) for channel in found for other in full)  # the supernet's
+    kept = [next(place for place, other in enumerate(full) if torch.equal(channel, other)) for channel in best]
+    assert len(set(kept)) == len(uniform) and kept != list(range(len(uniform)))  # the most important
+    for learnt in (found, halved):
+        assert not any(torch.equal(channel, other) for channel in learnt for other in full)  # the supernet's
 
 
 def test_differences_are_paired_by_seed(modules: dict[str, ModuleType]) -> None:

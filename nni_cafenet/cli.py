@@ -124,7 +124,10 @@ def _add_job(parser: argparse.ArgumentParser, *, budget: str | None, epochs: int
     parser.add_argument("--lr", type=float, default=0.1, help="learning rate of SGD (default %(default)s)")
     parser.add_argument("--offset", type=int, default=1, help="r of locally free sharing; 0 is the fixed pattern")
     parser.add_argument("--candidates", default="sampled", help="sampled, sampled:COUNT or tied (default %(default)s)")
+    parser.add_argument("--sandwich", action="store_true", help="the largest and smallest learn in every step")
+    parser.add_argument("--distill", action="store_true", help="networks learn from the largest one's answers")
     parser.add_argument("--searcher", choices=("evolution", "random", "greedy"), default="evolution")
+    parser.add_argument("--from-uniform", action="store_true", help="evolution starts from Uniform too")
     parser.add_argument("--population", type=int, default=20, help="of a generation (default %(default)s)")
     parser.add_argument(
         "--generations", type=int, default=10, help="as many as that times; steps of greedy (default %(default)s)"
@@ -175,7 +178,7 @@ def _run_job(options: argparse.Namespace, factory: Callable[[], Any], data: Data
         recipe=Recipe(options.train_epochs, partial(sgd, lr=options.lr)), folder=options.out, runs=options.runs,
         seed=options.seed, command=options.command, sharing=LocallyFree(offset=options.offset),
         searcher=_searcher(options), epochs=options.epochs, candidates=options.candidates,
-        optimizer_fn=partial(sgd, lr=options.lr),
+        sandwich=options.sandwich, distill=options.distill, optimizer_fn=partial(sgd, lr=options.lr),
     )  # fmt: skip
     _print(report, options.out)
 
@@ -207,7 +210,10 @@ def _searcher(options: argparse.Namespace) -> Searcher:
         return RandomSearch(evaluations=options.population * options.generations, seed=options.seed)
     if options.searcher == "greedy":
         return Greedy(steps=options.generations)
-    return Evolution(population=options.population, generations=options.generations, seed=options.seed)
+    return Evolution(
+        population=options.population, generations=options.generations, from_uniform=options.from_uniform,
+        seed=options.seed,
+    )  # fmt: skip
 
 
 def _model_factory(options: argparse.Namespace) -> Callable[[], Any]:

@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 
-from nni_cafenet import count_macs, load_slim
+from nni_cafenet import cli, count_macs, load_slim
 from nni_cafenet.cli import main
 from nni_cafenet.demo import IMAGE_SHAPE, DigitsNet
 
@@ -121,6 +121,17 @@ def test_search_runs_a_users_own_factories(own, tmp_path, capsys, searcher):
     result = json.loads((out / "result.json").read_text())
     assert result["slim"]["macs"] <= 0.6 * result["dense"]["macs"]
     assert "no test loader" in capsys.readouterr().out
+
+
+def test_what_is_beyond_the_paper_is_a_flag_each(own, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(cli, "compare_widths", lambda *_, **options: asked.append(options))
+    monkeypatch.setattr(cli, "_print", lambda *_: None)
+    arguments = ["search", "--model", f"{own}:net", "--data", f"{own}:data", "--budget", "60%", "--out", str(tmp_path)]
+    assert main(arguments) == main([*arguments, "--sandwich", "--distill", "--from-uniform"]) == 0
+    plain, beyond = asked
+    assert (plain["sandwich"], plain["distill"], plain["searcher"].from_uniform) == (False, False, False)
+    assert (beyond["sandwich"], beyond["distill"], beyond["searcher"].from_uniform) == (True, True, True)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@
 The widths are drawn once, half of them to fill one budget, half to fill budgets between 5 and 60 % of the MACs. The
 truth is the mean accuracy on `check` of a width trained alone, over seeds; a supernet's score is what a search would
 see, on `valid`, by accuracy and by the negative loss. Intervals come from drawing widths and supernet seeds anew
-(bootstrap). A row is appended when it is known: the same command goes on where it was; power.md has the plan.
+(bootstrap). A row is appended when it is known: the same command goes on where it was; README.md has the plan.
 """
 
 from __future__ import annotations
@@ -65,9 +65,7 @@ def main() -> None:
     for name, text in (("truth", "train each width alone"), ("supernets", "train supernets and ask them")):
         own = commands.add_parser(name, help=text)
         add_setting(own)
-        own.add_argument("--out", type=Path, required=True)
-        own.add_argument("--widths", type=int, default=60)
-        own.add_argument("--band", default="10%", help="the budget that half of the widths fill")
+        add_widths(own)
         if name == "supernets":
             own.add_argument("--arms", nargs="+", choices=ARMS, default=["locally-free", "fixed"])
     own = commands.add_parser("report", help="tau of each arm, with intervals")
@@ -82,6 +80,13 @@ def main() -> None:
             setting = setting_of(options, seed)
             widths = draw(setting.space, options.widths, options.band)
             (truth if options.command == "truth" else supernets)(setting, widths, options)
+
+
+def add_widths(parser: argparse.ArgumentParser) -> None:
+    """The options that say which widths are compared, and where what is known of them lies."""
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--widths", type=int, default=60)
+    parser.add_argument("--band", default="10%", help="the budget that half of the widths fill")
 
 
 def draw(space: SearchSpace, count: int, band: str) -> list[Widths]:

@@ -18,7 +18,10 @@ from nni_cafenet import CafeNetError, count_macs
 from tests.examples import on_disk
 
 BENCHMARKS = Path(__file__).parents[2] / "examples" / "benchmarks"
-NAMES = ("fashion_mnist", "networks", "setting", "rivals", "compare", "again", "summarise", "agreement", "ranking")
+NAMES = (
+    "fashion_mnist", "networks", "setting", "rivals", "compare", "again", "summarise", "agreement", "ranking",
+    "ceiling",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -217,6 +220,13 @@ def test_a_ranking_study_goes_on_and_reports(
     (out / "alone.csv").write_text("\n".join(lines[:-2]) + "\n")  # as if it had been interrupted
     run(ranking, ["truth", *asked, "--seeds", "0", "1"], monkeypatch)
     assert (out / "alone.csv").read_text().splitlines() == lines
+
+    run(modules["ceiling"], [*asked, "--times", "2"], monkeypatch)
+    ceiling = json.loads((out / "vgg13-ceiling.json").read_text())
+    assert ceiling["trained_alone"] == [2, 6]
+    assert all(ceiling[name]["macs"] <= most and len(ceiling[name]["trainings"]) == 2 for name in ("found", "uniform"))
+    gains = [ceiling["found"]["trainings"][i]["test"] - ceiling["uniform"]["trainings"][i]["test"] for i in range(2)]
+    assert ceiling["points_above_uniform_test"] == pytest.approx(100 * np.mean(gains))
 
     run(ranking, ["supernets", *asked, "--seeds", "0", "--arms", "locally-free", "fixed", "uniform-bins"], monkeypatch)
     capsys.readouterr()

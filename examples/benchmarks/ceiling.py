@@ -1,0 +1,111 @@
+"""How far above Uniform could any search come here? The truth itself is asked in the place of a supernet.
+
+    python examples/benchmarks/ceiling.py --data DIR --network vgg13 --out examples/benchmarks/ranking
+
+The accuracies of the widths that `ranking.py truth` trained alone are regressed on the logarithms of their channels and
+on the squares of these: by sixty trainings, which no search could afford. Evolution finds the widths within the band's
+budget for which that predicts most; these and Uniform are then trained several times. What they gain over Uniform is
+about what there is to gain: a supernet, which ranks widths worse than that (see ranking.py), should not be expected to
+find more. Everything is in OUT/NETWORK-ceiling.json; the same command goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from agreement import matrix, tau
+from ranking import Alone, add_widths, draw, read
+from setting import Setting, add_setting, scored, setting_of
+from sklearn.linear_model import RidgeCV
+from sklearn.model_selection import LeaveOneOut, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from nni_cafenet import Budget, Candidate, Evolution, SearchSpace, SubNetwork, Widths
+from nni_cafenet.cost import Limits
+from nni_cafenet.files import replacing
+from nni_cafenet.networks import Network, uniform_network
+
+APART = 2000  # seeds of the trainings
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_setting(parser)
+    add_widths(parser)
+    parser.add_argument("--times", type=int, default=4, help="trainings of the found network and of Uniform")
+    options = parser.parse_args()
+    setting = setting_of(options, options.seeds[0])
+    space, limits = setting.space, setting.space.limits(Budget(max_macs=options.band))
+    widths = draw(space, options.widths, options.band)
+    alone = [row for row in read(options.out / "alone.csv", Alone) if row.network == options.network]
+    truth = matrix(alone, "check").mean(0)
+    assert len(truth) == len(widths), f"{len(truth)} widths were trained alone: first run ranking.py truth"
+    features, band = shares(space, widths), len(widths) // 2
+    model = make_pipeline(StandardScaler(), RidgeCV(alphas=np.logspace(-1, 2, 7)))
+    unseen = cross_val_predict(model, features, truth, cv=LeaveOneOut())
+    model.fit(features, truth)
+
+    def predicted(each: Widths) -> float:
+        return float(model.predict(shares(space, [each]))[0])
+
+    networks = {
+        "found": Network(space, SubNetwork.fixed(best_of(predicted, space, limits))),
+        "uniform": uniform_network(space, limits),
+    }
+    report: dict[str, Any] = {
+        "network": options.network, "budget": options.band, "trained_alone": list(matrix(alone, "check").shape),
+        "tau_of_the_regression": {"all": tau(unseen, truth), "band": tau(unseen[:band], truth[:band])},
+        "mean_of_the_band": float(truth[:band].mean()),
+    }  # fmt: skip
+    for name, network in networks.items():
+        trainings = [train(setting, name, network, number) for number in range(options.times)]
+        report[name] = {
+            "channels": network.space.channels(network.subnetwork.widths), "macs": network.macs, "trainings": trainings
+        }  # fmt: skip
+    for split in ("check", "test"):
+        means = {name: statistics.fmean(one[split] for one in report[name]["trainings"]) for name in networks}
+        report[f"points_above_uniform_{split}"] = 100 * (means["found"] - means["uniform"])
+    print(json.dumps(report, indent=1))
+    with replacing(options.out / f"{options.network}-ceiling.json") as partial:
+        partial.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def shares(space: SearchSpace, widths: Sequence[Widths]) -> npt.NDArray[np.float64]:
+    """log(share of its channels) of each group, and the square; shape (widths, 2 * groups)."""
+    full = np.array([group.channels for group in space.groups])
+    logs = np.log(np.array([list(space.channels(each).values()) for each in widths]) / full)
+    return np.hstack([logs, logs**2])
+
+
+def best_of(predicted: Callable[[Widths], float], space: SearchSpace, limits: Limits) -> Widths:
+    """The widths within the limits for which most is predicted, by evolution."""
+    evolution = Evolution(population=64, generations=60, from_uniform=True)
+    evolution.begin(space, limits)
+    best: Candidate | None = None
+    while asked := evolution.ask(64):
+        told = [
+            Candidate(SubNetwork.fixed(each), predicted(each), space.cost.macs(each), space.cost.params(each))
+            for each in asked
+        ]
+        evolution.tell(told)
+        best = max([*told, *([best] if best else [])], key=lambda candidate: candidate.score)
+    assert best is not None
+    return best.subnetwork.widths
+
+
+def train(setting: Setting, name: str, network: Network, number: int) -> dict[str, float]:
+    seed = setting.seed + APART + number
+    model = network.make(setting.factory, seed=seed)
+    setting.train(model, f"ceiling-{name}-{number}", epochs=setting.size.epochs, seed=seed)
+    return {split: scored(model, setting, split) for split in ("check", "test")}
+
+
+if __name__ == "__main__":
+    main()

@@ -121,6 +121,10 @@ def _add_job(parser: argparse.ArgumentParser, *, budget: str | None, epochs: int
         "--train-epochs", type=int, default=train_epochs, help="of every network at the end (default %(default)s)"
     )
     parser.add_argument("--runs", type=int, default=runs, help="trainings of each network (default %(default)s)")
+    parser.add_argument(
+        "--finalists", type=int, default=1, metavar="N",
+        help="train the N - 1 best and Uniform shortly, and go on with the better half (default: trust the supernet)",
+    )  # fmt: skip
     parser.add_argument("--lr", type=float, default=0.1, help="learning rate of SGD (default %(default)s)")
     parser.add_argument("--offset", type=int, default=1, help="r of locally free sharing; 0 is the fixed pattern")
     parser.add_argument("--candidates", default="sampled", help="sampled, sampled:COUNT or tied (default %(default)s)")
@@ -176,6 +180,7 @@ def _run_job(options: argparse.Namespace, factory: Callable[[], Any], data: Data
         factory, space, data, example_inputs=example,
         budget=Budget(max_macs=_number(options.budget), max_params=_number(options.max_params)),
         recipe=Recipe(options.train_epochs, partial(sgd, lr=options.lr)), folder=options.out, runs=options.runs,
+        finalists=options.finalists,
         seed=options.seed, command=options.command, sharing=LocallyFree(offset=options.offset),
         searcher=_searcher(options), epochs=options.epochs, candidates=options.candidates,
         sandwich=options.sandwich, distill=options.distill, optimizer_fn=partial(sgd, lr=options.lr),

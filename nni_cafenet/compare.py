@@ -17,6 +17,7 @@ from nni_cafenet.checkpoint import Checkpoint
 from nni_cafenet.cost import Budget, Limits
 from nni_cafenet.errors import InfeasibleBudget
 from nni_cafenet.export.slim_file import save_slim
+from nni_cafenet.halving import finalists_of, short_rounds, successive_halving
 from nni_cafenet.modes import evaluating
 from nni_cafenet.networks import Factory, Network, random_network, uniform_network
 from nni_cafenet.report import Report, write_report
@@ -54,6 +55,7 @@ def compare_widths(
     recipe: Recipe,
     folder: str | os.PathLike[str],
     runs: int = 3,
+    finalists: int = 1,
     seed: int = 0,
     loss_fn: LossFn | TorchLoss | nn.Module = cross_entropy,
     score_fn: ScoreFn = accuracy,
@@ -76,6 +78,9 @@ def compare_widths(
         recipe: of every final training.
         folder: where result.json, widths.csv, history.csv, report.html, slim.safetensors and checkpoints go.
         runs: trainings of each network.
+        finalists: with more than 1, so many networks, the search's best and Uniform, are trained shortly and
+            successively halved on the validation data, and the last one is the found network. The paper trusts the
+            supernet; 16 finalists cost about five final trainings.
         seed: of the search and the first run.
         command: what to type to get the same, for the report.
         search_options: for :func:`nni_cafenet.search_widths`, such as epochs and searcher.
@@ -83,8 +88,8 @@ def compare_widths(
     Raises:
         InfeasibleBudget: before anything is trained, or where the exported network does not fit.
     """
-    if runs < 1:
-        raise ValueError(f"runs must be at least 1, but got {runs}")
+    if min(runs, finalists) < 1:
+        raise ValueError(f"runs and finalists must be at least 1, but got {runs} and {finalists}")
     limits = space.limits(budget)
     folder = Path(folder)
     model = Network(space, SubNetwork.fixed(space.largest)).make(factory, seed=seed)
@@ -92,8 +97,17 @@ def compare_widths(
         model, space, train_batches=data.train, valid_batches=data.valid, budget=budget, loss_fn=loss_fn,
         score_fn=score_fn, checkpoint=folder / "checkpoints", seed=seed, progress=progress, **search_options,
     )  # fmt: skip
-    networks = _networks(space, result, limits, runs=runs, seed=seed)
-    start = time.perf_counter()
+    seconds, start = dict(result.seconds), time.perf_counter()
+    found = Network(result.space, SubNetwork.fixed(result.best.subnetwork.widths))
+    if finalists > 1:
+        found, _ = successive_halving(
+            factory, finalists_of(result, finalists), rounds=short_rounds(recipe), train_batches=data.train,
+            valid_batches=data.valid, folder=folder / "checkpoints" / f"finalists-{finalists}", loss_fn=loss_fn,
+            score_fn=score_fn, seed=seed, progress=progress,
+        )  # fmt: skip
+        seconds["finalists"] = time.perf_counter() - start
+        start = time.perf_counter()
+    networks = _networks(space, found, limits, runs=runs, seed=seed)
     scores: dict[str, list[float]] = {name: [] for name in networks}
     settings = {**recipe.settings(), "limits": repr(limits)}
     trainings = [(name, run) for run in range(runs) for name in networks]
@@ -111,17 +125,17 @@ def compare_widths(
         if (name, run) == ("slim", 0):
             _check_fits(trained, example_inputs, limits, space)
             save_slim(trained, network.space, network.subnetwork, folder / "slim.safetensors")
-    seconds = {**result.seconds, "training": time.perf_counter() - start}
+    seconds["training"] = time.perf_counter() - start
     report = _report(result, networks, scores, seconds, command)
     write_report(folder, report)
     return report
 
 
-def _networks(space: SearchSpace, result: Result, limits: Limits, *, runs: int, seed: int) -> dict[str, list[Network]]:
+def _networks(space: SearchSpace, found: Network, limits: Limits, *, runs: int, seed: int) -> dict[str, list[Network]]:
     """Each network's widths in each run; all are initialised and cut alike, by the fixed pattern."""
     return {
         "dense": [Network(space, SubNetwork.fixed(space.largest))] * runs,
-        "slim": [Network(result.space, SubNetwork.fixed(result.best.subnetwork.widths))] * runs,
+        "slim": [found] * runs,
         "uniform": [uniform_network(space, limits)] * runs,
         "random": [random_network(space, limits, seed=seed + run) for run in range(runs)],
     }
@@ -158,7 +172,9 @@ def _report(
     summary["accuracy_of"] = "networks trained from scratch with one recipe, on the test data"
     if command is not None:
         summary["command"] = command
-    uniform = networks["uniform"][0]
-    found, even = result.best.subnetwork.widths, uniform.subnetwork.widths
-    rows = width_rows(uniform.space, result.space, found, uniform.space, even)
+    slim, uniform = networks["slim"][0], networks["uniform"][0]
+    summary["widths"] = slim.space.channels(slim.subnetwork.widths)
+    rows = width_rows(
+        uniform.space, slim.space, slim.subnetwork.widths, uniform.space, uniform.subnetwork.widths
+    )  # fmt: skip
     return replace(base, summary=summary, widths=rows)

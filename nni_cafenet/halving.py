@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,10 +15,14 @@ from nni_cafenet.checkpoint import Checkpoint
 from nni_cafenet.cost import Limits
 from nni_cafenet.distributed import from_first, rank
 from nni_cafenet.modes import evaluating
-from nni_cafenet.networks import Factory, Network, random_network
+from nni_cafenet.networks import Factory, Network, random_network, uniform_network
+from nni_cafenet.result import Result
 from nni_cafenet.space import SearchSpace
 from nni_cafenet.supernet.objectives import LossFn, ScoreFn, TorchLoss, accuracy, checked_score, cross_entropy
 from nni_cafenet.train import Recipe, train_model
+from nni_cafenet.widths import SubNetwork
+
+SHARES = (0.1, 0.2, 0.4)  # of a final training's epochs, in the rounds before it
 
 
 def successive_halving(
@@ -77,6 +82,25 @@ def successive_halving(
                 scores[number] = from_first(checked_score(score_fn(model, valid_batches)))
         left = sorted(left, key=lambda number: -scores[number])[: max(1, len(left) // 2)]
     return networks[left[0]], trained(left[0], len(rounds) - 1)
+
+
+def finalists_of(result: Result, count: int) -> list[Network]:
+    """The networks worth a second look: a search's `count` - 1 best candidates by the supernet's score, and Uniform.
+
+    Uniform comes last, channel by channel, as :func:`uniform_network` draws it; of a search that scored fewer there are
+    fewer.
+    """
+    if count < 2:
+        raise ValueError(f"count must be at least 2, a candidate and Uniform, but got {count}")
+    best = sorted(result.admitted, key=lambda found: (-found.score, found.macs))
+    widths = list(dict.fromkeys(found.subnetwork.widths for found in best))[: count - 1]
+    uniform = uniform_network(result.whole or result.space, result.limits)
+    return [*(Network(result.space, SubNetwork.fixed(each)) for each in widths), uniform]
+
+
+def short_rounds(recipe: Recipe) -> list[Recipe]:
+    """Rounds of a tenth, a fifth and two fifths of the epochs of `recipe`, or of one epoch where that is less."""
+    return [replace(recipe, epochs=max(1, round(share * recipe.epochs))) for share in SHARES]
 
 
 def best_of_random(

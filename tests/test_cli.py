@@ -113,12 +113,13 @@ def test_bins_of_single_layers_come_from_the_command_line(own, capsys):
     assert "bins= names '4', which matches no searchable layer; the nearest: " in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("searcher", ["random", "greedy"])
-def test_search_runs_a_users_own_factories(own, tmp_path, capsys, searcher):
+@pytest.mark.parametrize("options", [["--searcher", "random"], ["--searcher", "greedy"], ["--finalists", "3"]])
+def test_search_runs_a_users_own_factories(own, tmp_path, capsys, options):
     out = tmp_path / "run"
     arguments = ["search", "--model", f"{own}:net", "--data", f"{own}:data", "--budget", "60%", "--out", str(out)]
-    assert main([*arguments, *SMALL, "--searcher", searcher]) == 0
+    assert main([*arguments, *SMALL, *options]) == 0
     result = json.loads((out / "result.json").read_text())
+    assert ("finalists" in result["seconds"]) == ("--finalists" in options)
     assert result["slim"]["macs"] <= 0.6 * result["dense"]["macs"]
     assert "no test loader" in capsys.readouterr().out
 

@@ -3,18 +3,39 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import nni_cafenet.halving
-from nni_cafenet import Budget, Recipe, SearchSpace, accuracy, build_space, cross_entropy, slice_model, train_model
+from nni_cafenet import (
+    Budget,
+    Candidate,
+    RandomSearch,
+    Recipe,
+    Result,
+    SearchSpace,
+    SubNetwork,
+    Widths,
+    accuracy,
+    build_space,
+    count_macs,
+    cross_entropy,
+    slice_model,
+    train_model,
+)
+from nni_cafenet.compare import Data, compare_widths
 from nni_cafenet.cost import Limits
-from nni_cafenet.halving import best_of_random, successive_halving
+from nni_cafenet.halving import best_of_random, finalists_of, short_rounds, successive_halving
 from nni_cafenet.networks import Network, random_network, uniform_network
+from nni_cafenet.report import Report
+from nni_cafenet.search.searcher import draw_within
+from nni_cafenet.train import sgd
 from tests.data import EXAMPLE, batches, net
 from tests.snapshots import Snapshot
 
@@ -126,6 +147,59 @@ def test_networks_inherit_the_weights_that_the_factory_gives(tmp_path: Path) -> 
     assert accuracy(model.eval(), VALID) == max(accuracy(slim, VALID) for slim in slices.values())
     inherited = slices[network].parameters()
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), inherited, strict=True))
+
+
+def candidate(widths: Widths, score: float) -> Candidate:
+    cost = space().cost
+    return Candidate(SubNetwork.fixed(widths), score, cost.macs(widths), cost.params(widths))
+
+
+def test_finalists_are_the_best_of_a_search_and_uniform() -> None:
+    rng = np.random.default_rng(0)
+    drawn = [draw_within(space(), limits(), rng) for _ in range(6)]
+    history = [candidate(widths, score) for widths, score in zip(drawn, (0.3, 0.9, 0.1, 0.8, 0.2, 0.5), strict=True)]
+    too_large = candidate(space().largest, 1.0)
+    result = Result(
+        (*history, history[1], too_large), too_large, history[0], history[0], space(), net(), limits(), {}, 0
+    )
+    *best, uniform = finalists_of(result, 4)
+    assert [network.subnetwork for network in best] == [history[place].subnetwork for place in (1, 3, 5)]
+    expected = uniform_network(space(), limits())
+    assert uniform.macs == expected.macs and uniform.subnetwork.widths == expected.subnetwork.widths
+    assert len(finalists_of(result, 100)) == len(set(drawn)) + 1
+    with pytest.raises(ValueError, match="count must be at least 2, a candidate and Uniform, but got 1"):
+        finalists_of(result, 1)
+
+
+def test_short_rounds_are_shares_of_a_recipe() -> None:
+    recipe = Recipe(60, partial(sgd, lr=0.3))
+    assert [each.epochs for each in short_rounds(recipe)] == [6, 12, 24]
+    assert all(each.optimizer_fn is recipe.optimizer_fn for each in short_rounds(recipe))
+    assert [each.epochs for each in short_rounds(Recipe(3))] == [1, 1, 1]
+
+
+def test_the_found_network_is_the_last_of_the_finalists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def report(score: Callable[[torch.nn.Module, object], float], count: int) -> Report:
+        return compare_widths(
+            net, space(), Data(TRAIN, VALID, VALID), example_inputs=EXAMPLE, budget=Budget(max_macs="40%"),
+            recipe=Recipe(1), folder=tmp_path / str(count), runs=1, finalists=count, epochs=1,
+            searcher=RandomSearch(evaluations=4), score_fn=score, recalibrate_batches=1, progress=False,
+        )  # fmt: skip
+
+    even = uniform_network(space(), limits())
+
+    def as_uniform(model: torch.nn.Module, _: object) -> float:
+        """Uniform is the best of those that are trained; in the supernet all look alike."""
+        return float(count_macs(model, EXAMPLE) == even.macs and model[0].out_channels == even_channels[0])
+
+    even_channels = list(even.space.channels(even.subnetwork.widths).values())
+    halved, trusted = report(as_uniform, 3), report(as_uniform, 1)
+    assert list(halved.summary["widths"].values()) == even_channels
+    assert halved.summary["slim"]["macs"] == halved.summary["uniform"]["macs"] == even.macs
+    assert [row.slim for row in halved.widths] == [row.uniform for row in halved.widths]
+    assert list(trusted.summary["widths"].values()) != even_channels
+    with pytest.raises(ValueError, match="runs and finalists must be at least 1, but got 1 and 0"):
+        report(as_uniform, 0)
 
 
 def test_nothing_to_choose_from_is_refused(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from tqdm.auto import tqdm
 from nni_cafenet import Budget, Evolution, Greedy, RandomSearch, Recipe, Searcher, SearchSpace, SubNetwork, slice_model
 from nni_cafenet.checkpoint import Checkpoint
 from nni_cafenet.cost import Limits
-from nni_cafenet.halving import best_of_random, successive_halving
+from nni_cafenet.halving import best_of_random, finalists_of, short_rounds, successive_halving
 from nni_cafenet.networks import Network, uniform_network
 from nni_cafenet.phases import search_supernet
 
@@ -46,7 +46,7 @@ SEARCHES = (
 )  # fmt: skip
 LOCAL = ("local", "l1", "fpgm")  # the same share of every layer: Uniform's widths
 SHORT = 0.1  # of the epochs, after which Random's best is chosen
-FINALISTS, ROUNDS = 16, (0.1, 0.2, 0.4)  # of successive halving: networks, and epochs of its rounds
+FINALISTS = 16  # of successive halving
 GENERATIONS = 12  # of CafeNet-E
 RIVAL_BATCHES = 20  # that pruners learn from
 LR = {"scratch": 0.1, "inherited": 0.03}
@@ -155,12 +155,10 @@ def find(setting: Setting, method: str, limits: Limits, weights: str) -> Found:
     )
     if word != "halving":
         return Found(space, result.best.subnetwork, result.supernet, seconds)
-    first = sorted(result.admitted, key=lambda candidate: -candidate.score)[: FINALISTS - 1]
-    finalists = [Network(space, SubNetwork.fixed(candidate.subnetwork.widths)) for candidate in first]
     factory = partial(copy.deepcopy, result.supernet) if weights == "inherited" else setting.factory
     best, _ = successive_halving(
-        factory, [*finalists, uniform_network(setting.space, limits)],
-        rounds=[Recipe(max(1, round(share * setting.size.epochs)), partial(sgd, lr=LR[weights])) for share in ROUNDS],
+        factory, finalists_of(result, FINALISTS),
+        rounds=short_rounds(Recipe(setting.size.epochs, partial(sgd, lr=LR[weights]))),
         train_batches=setting.splits.train, valid_batches=setting.splits.valid, device=setting.device,
         folder=setting.work / f"halving-{name}-{weights}", seed=setting.seed,
     )  # fmt: skip

@@ -7,7 +7,7 @@ import copy
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -95,9 +95,10 @@ SIZES = {
 class Arm:
     """How a supernet is trained and asked; each other than the first differs from it in what its name says.
 
-    A search scores the fixed pattern's candidate alone: thrice the widths for the same time. A supernet that starts
-    from the trained dense network, its most important channels first, is trained half as long: both trainings together
-    have as many updates as another supernet's, at size `small`.
+    A search scores the fixed pattern's candidate alone: thrice the widths for the same time; `recalibrated` are the
+    batches of BatchNorm's re-estimation, where they are others than the size's. A supernet that starts from the trained
+    dense network, its most important channels first, is trained half as long: both trainings together have as many
+    updates as another supernet's, at size `small`.
     """
 
     sharing: SharingPattern
@@ -111,6 +112,12 @@ class Arm:
     distill: bool = False
     near: float = 0.0
     lr: float = 0.1
+    recalibrated: int | None = field(default=None, repr=False)
+
+    @property
+    def training_only(self) -> Arm:
+        """The arm without how it is asked: those that are equal share a supernet."""
+        return replace(self, scored="", recalibrated=None)
 
 
 FREE = LocallyFree(offset=1)
@@ -118,6 +125,10 @@ ARMS = {
     "locally-free": Arm(FREE),
     "fixed": Arm(Fixed()),
     "max-max": Arm(FREE, scored="sampled"),
+    "max-max-9": Arm(FREE, scored="sampled:9"),
+    "batches-1": Arm(FREE, recalibrated=1),
+    "batches-4": Arm(FREE, recalibrated=4),
+    "batches-64": Arm(FREE, recalibrated=64),
     "tied": Arm(FREE, candidates="tied"),
     "fully-free": Arm(FullyFree()),
     "offset-2": Arm(LocallyFree(offset=2)),
@@ -229,13 +240,13 @@ class Setting:
         It depends on the limits where the arm draws widths near them.
         """
         arm = ARMS[name]
-        name = next(other for other, its in ARMS.items() if replace(its, scored="") == replace(arm, scored=""))
+        name = next(other for other, its in ARMS.items() if its.training_only == arm.training_only)
         name = f"{name}-{limits.max_macs}" if arm.near else name
         space = self.binned(arm)
         supernet = Supernet(copy.deepcopy(self.sorted) if arm.trained else self.fresh(), space)
         candidates, epochs = as_candidates(arm.candidates), round(self.size.supernet_epochs * arm.training)
         steps = int(arm.random_share * epochs * len(self.splits.train))
-        settings = {"arm": repr(replace(arm, scored="")), **self.settings(epochs)}  # trained alike, however scored
+        settings = {"arm": repr(arm.training_only), **self.settings(epochs)}
         start = time.perf_counter()
         train_supernet(
             supernet, self.splits.train, Recipe(epochs, partial(sgd, lr=arm.lr)),
@@ -249,7 +260,7 @@ class Setting:
         kept = self.work / f"supernet-{name}.seconds"
         if not kept.exists():
             kept.write_text(str(seconds))  # of an interrupted training those of its last part alone
-        drawn = self.first_batches(self.size.recalibrate_batches)
+        drawn = self.first_batches(arm.recalibrated or self.size.recalibrate_batches)
         scorer = Scorer(
             supernet, list(self.splits.valid), accuracy, drawn, cross_entropy, arm.sharing, as_candidates(arm.scored),
             self.seed,

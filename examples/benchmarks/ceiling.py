@@ -4,16 +4,15 @@
 
 The accuracies of the widths that `ranking.py truth` trained alone are regressed on the logarithms of their channels and
 on the squares of these: by sixty trainings, which no search could afford. Evolution finds the widths within the band's
-budget for which that predicts most; these and Uniform are then trained several times. What they gain over Uniform is
-about what there is to gain: a supernet, which ranks widths worse than that (see ranking.py), should not be expected to
-find more. Everything is in OUT/NETWORK-ceiling.json; the same command goes on where it was.
+budget for which that predicts most; these and Uniform are then trained several times. What they gain over Uniform,
+with Student's interval of 95 %, is about what there is to gain: a supernet that ranks widths worse than that regression
+should not be expected to find more. All is in OUT/NETWORK-ceiling.json; the same command goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,6 +25,7 @@ from sklearn.linear_model import RidgeCV
 from sklearn.model_selection import LeaveOneOut, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from summarise import interval
 
 from nni_cafenet import Budget, Candidate, Evolution, SearchSpace, SubNetwork, Widths
 from nni_cafenet.cost import Limits
@@ -69,9 +69,10 @@ def main() -> None:
         report[name] = {
             "channels": network.space.channels(network.subnetwork.widths), "macs": network.macs, "trainings": trainings
         }  # fmt: skip
-    for split in ("check", "test"):
-        means = {name: statistics.fmean(one[split] for one in report[name]["trainings"]) for name in networks}
-        report[f"points_above_uniform_{split}"] = 100 * (means["found"] - means["uniform"])
+    for split in ("check", "test"):  # paired: the same seed is the same order of images
+        found, uniform = ([one[split] for one in report[name]["trainings"]] for name in ("found", "uniform"))
+        mean, low, high = interval([100 * (one - other) for one, other in zip(found, uniform, strict=True)])
+        report[f"points_above_uniform_{split}"] = {"mean": mean, "low": low, "high": high}
     print(json.dumps(report, indent=1))
     with replacing(options.out / f"{options.network}-ceiling.json") as partial:
         partial.write_text(json.dumps(report, indent=1) + "\n")

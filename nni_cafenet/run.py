@@ -116,7 +116,8 @@ def search_widths(
     (DistributedSampler) and all of valid_batches: gradients are averaged, and the ranks share out what is scored.
 
     Args:
-        model: where the supernet starts from, pretrained or not; left as it is.
+        model: where the supernet starts from, left as it is; of a trained one :func:`nni_cafenet.sort_channels` brings
+            the most important channels to the front first.
         space: from build_space(model, example_inputs).
         train_batches: what the supernet learns from, iterated anew every epoch (a DataLoader or a list).
         valid_batches: what sub-networks are scored on: a part of the training data, never the test set.

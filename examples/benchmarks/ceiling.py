@@ -41,6 +41,8 @@ def main() -> None:
     add_widths(parser)
     parser.add_argument("--times", type=int, default=4, help="trainings of the found network and of Uniform")
     options = parser.parse_args()
+    if options.times < 2:
+        parser.error(f"--times must be at least 2, for an interval, but got {options.times}")
     setting = setting_of(options, options.seeds[0])
     space, limits = setting.space, setting.space.limits(Budget(max_macs=options.band))
     widths = draw(space, options.widths, options.band)

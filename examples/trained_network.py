@@ -18,6 +18,7 @@ from nni_cafenet import (
     train_model,
 )
 from nni_cafenet.demo import DigitsNet, digits
+from nni_cafenet.importance import few_images
 from nni_cafenet.networks import uniform_network
 from nni_cafenet.train import sgd
 
@@ -25,10 +26,9 @@ data = digits()  # in the place of these and of the next two lines: your data, y
 trained = DigitsNet()
 train_model(trained, data.train, Recipe(epochs=20), loss_fn=cross_entropy)
 
-images, targets = next(iter(data.train))
-space = build_space(trained, images)
-few = list(zip(images.split(4), targets.split(4), strict=True))
-model = sort_channels(trained, space, channel_importance(trained, space, few))  # computes the same, the best ones first
+space = build_space(trained, next(iter(data.train))[0])
+importance = channel_importance(trained, space, few_images(data.train))
+model = sort_channels(trained, space, importance)  # computes the same, the most important channels first
 
 gently = partial(sgd, lr=0.03)
 budget = Budget(max_macs="30%")

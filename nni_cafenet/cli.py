@@ -128,6 +128,13 @@ def _add_job(parser: argparse.ArgumentParser, *, budget: str | None, epochs: int
     parser.add_argument("--lr", type=float, default=0.1, help="learning rate of SGD (default %(default)s)")
     parser.add_argument("--offset", type=int, default=1, help="r of locally free sharing; 0 is the fixed pattern")
     parser.add_argument("--candidates", default="sampled", help="sampled, sampled:COUNT or tied (default %(default)s)")
+    parser.add_argument(
+        "--from-dense", action="store_true",
+        help="the supernet starts from the trained dense network, its most important channels first",
+    )  # fmt: skip
+    parser.add_argument(
+        "--supernet-lr", type=float, help="of the supernet (default: --lr, or a third of it with --from-dense)"
+    )
     parser.add_argument("--sandwich", action="store_true", help="the largest and smallest learn in every step")
     parser.add_argument("--distill", action="store_true", help="networks learn from the largest one's answers")
     parser.add_argument("--searcher", choices=("evolution", "random", "greedy"), default="evolution")
@@ -176,14 +183,15 @@ def _redraw(options: argparse.Namespace) -> None:
 def _run_job(options: argparse.Namespace, factory: Callable[[], Any], data: Data, example: torch.Tensor) -> None:
     space = _space(options, factory, example)
     print(f"{len(space.groups)} groups, {space.cost.macs(space.largest):,} MACs; results go to {options.out}")
+    supernet_lr = options.supernet_lr or options.lr / (3 if options.from_dense else 1)
     report = compare_widths(
         factory, space, data, example_inputs=example,
         budget=Budget(max_macs=_number(options.budget), max_params=_number(options.max_params)),
         recipe=Recipe(options.train_epochs, partial(sgd, lr=options.lr)), folder=options.out, runs=options.runs,
-        finalists=options.finalists,
+        from_dense=options.from_dense, finalists=options.finalists,
         seed=options.seed, command=options.command, sharing=LocallyFree(offset=options.offset),
         searcher=_searcher(options), epochs=options.epochs, candidates=options.candidates,
-        sandwich=options.sandwich, distill=options.distill, optimizer_fn=partial(sgd, lr=options.lr),
+        sandwich=options.sandwich, distill=options.distill, optimizer_fn=partial(sgd, lr=supernet_lr),
     )  # fmt: skip
     _print(report, options.out)
 

@@ -15,9 +15,11 @@ from tqdm.auto import tqdm
 
 from nni_cafenet.checkpoint import Checkpoint
 from nni_cafenet.cost import Budget, Limits
+from nni_cafenet.distributed import from_first
 from nni_cafenet.errors import InfeasibleBudget
 from nni_cafenet.export.slim_file import save_slim
 from nni_cafenet.halving import finalists_of, short_rounds, successive_halving
+from nni_cafenet.importance import channel_importance, few_images, sort_channels
 from nni_cafenet.modes import evaluating
 from nni_cafenet.networks import Factory, Network, random_network, uniform_network
 from nni_cafenet.report import Report, write_report
@@ -26,8 +28,10 @@ from nni_cafenet.run import search_widths
 from nni_cafenet.space import SearchSpace
 from nni_cafenet.supernet.objectives import LossFn, ScoreFn, TorchLoss, accuracy, checked_score, cross_entropy
 from nni_cafenet.tracing.macs import count_macs
-from nni_cafenet.train import Recipe, train_model
+from nni_cafenet.train import Recipe, first_batches, train_model
 from nni_cafenet.widths import SubNetwork
+
+IMPORTANCE_BATCHES = 8  # from which the importance of the dense network's channels is estimated
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +59,7 @@ def compare_widths(
     recipe: Recipe,
     folder: str | os.PathLike[str],
     runs: int = 3,
+    from_dense: bool = False,
     finalists: int = 1,
     seed: int = 0,
     loss_fn: LossFn | TorchLoss | nn.Module = cross_entropy,
@@ -78,6 +83,8 @@ def compare_widths(
         recipe: of every final training.
         folder: where result.json, widths.csv, history.csv, report.html, slim.safetensors and checkpoints go.
         runs: trainings of each network.
+        from_dense: whether the supernet starts from the trained dense network of the first run, its most important
+            channels first; it is trained anyway. Goes with a small learning rate, sandwich=True and distill=True.
         finalists: with more than 1, so many networks, the search's best and Uniform, are trained shortly and
             successively halved on the validation data, and the last one is the found network. The paper trusts the
             supernet; 16 finalists cost about five final trainings.
@@ -92,39 +99,57 @@ def compare_widths(
         raise ValueError(f"runs and finalists must be at least 1, but got {runs} and {finalists}")
     limits = space.limits(budget)
     folder = Path(folder)
-    model = Network(space, SubNetwork.fixed(space.largest)).make(factory, seed=seed)
+    checkpoints = folder / "checkpoints"
+    settings = {**recipe.settings(), "limits": repr(limits)}
+
+    def trained(name: str, run: int, network: Network) -> nn.Module:
+        """A network after the recipe; what was trained before comes from its checkpoint."""
+        model = network.make(factory, seed=seed + run)
+        widths = list(network.subnetwork.widths.bins_kept)
+        place = Checkpoint(checkpoints, f"{name}-{run}", {**settings, "widths": widths, "seed": seed + run})
+        train_model(
+            model, data.train, recipe, loss_fn=loss_fn, seed=seed + run, checkpoint=place,
+            label=f"{name} {run + 1}/{runs}", progress=progress,
+        )  # fmt: skip
+        return model
+
+    seconds, start = {}, time.perf_counter()
+    full = Network(space, SubNetwork.fixed(space.largest))
+    if from_dense:
+        dense = trained("dense", 0, full)
+        drawn = from_first(first_batches(data.train, IMPORTANCE_BATCHES, seed=seed, model=dense))
+        importance = channel_importance(dense, space, few_images(drawn), loss_fn=loss_fn, progress=progress)
+        model = sort_channels(dense, space, importance)
+        seconds["dense"] = time.perf_counter() - start
+    else:
+        model = full.make(factory, seed=seed)
     result = search_widths(
         model, space, train_batches=data.train, valid_batches=data.valid, budget=budget, loss_fn=loss_fn,
-        score_fn=score_fn, checkpoint=folder / "checkpoints", seed=seed, progress=progress, **search_options,
+        score_fn=score_fn, checkpoint=checkpoints / "from-dense" if from_dense else checkpoints, seed=seed,
+        progress=progress, **search_options,
     )  # fmt: skip
-    seconds, start = dict(result.seconds), time.perf_counter()
+    seconds |= result.seconds
+    start = time.perf_counter()
     found = Network(result.space, SubNetwork.fixed(result.best.subnetwork.widths))
     if finalists > 1:
         found, _ = successive_halving(
             factory, finalists_of(result, finalists), rounds=short_rounds(recipe), train_batches=data.train,
-            valid_batches=data.valid, folder=folder / "checkpoints" / f"finalists-{finalists}", loss_fn=loss_fn,
+            valid_batches=data.valid, folder=checkpoints / f"finalists-{finalists}", loss_fn=loss_fn,
             score_fn=score_fn, seed=seed, progress=progress,
         )  # fmt: skip
         seconds["finalists"] = time.perf_counter() - start
         start = time.perf_counter()
     networks = _networks(space, found, limits, runs=runs, seed=seed)
     scores: dict[str, list[float]] = {name: [] for name in networks}
-    settings = {**recipe.settings(), "limits": repr(limits)}
     trainings = [(name, run) for run in range(runs) for name in networks]
     for name, run in tqdm(trainings, desc="training", unit="network", disable=None if progress else True, leave=False):
         network = networks[name][run]
-        trained = network.make(factory, seed=seed + run)
-        widths = list(network.subnetwork.widths.bins_kept)
-        place = Checkpoint(folder / "checkpoints", f"{name}-{run}", {**settings, "widths": widths, "seed": seed + run})
-        train_model(
-            trained, data.train, recipe, loss_fn=loss_fn, seed=seed + run, checkpoint=place,
-            label=f"{name} {run + 1}/{runs}", progress=progress,
-        )  # fmt: skip
-        with evaluating(trained):
-            scores[name].append(checked_score(score_fn(trained, data.test)))
+        model = trained(name, run, network)
+        with evaluating(model):
+            scores[name].append(checked_score(score_fn(model, data.test)))
         if (name, run) == ("slim", 0):
-            _check_fits(trained, example_inputs, limits, space)
-            save_slim(trained, network.space, network.subnetwork, folder / "slim.safetensors")
+            _check_fits(model, example_inputs, limits, space)
+            save_slim(model, network.space, network.subnetwork, folder / "slim.safetensors")
     seconds["training"] = time.perf_counter() - start
     report = _report(result, networks, scores, seconds, command)
     write_report(folder, report)

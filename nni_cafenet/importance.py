@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ def channel_importance(
         model: trained; looked at in eval mode, and left as it is.
         space: from build_space(model, example_inputs).
         batches: of the training data, and all of them are used: give some hundred images. Many small batches, of 1 to 8
-            images, tell more than few large ones, in whose mean gradient the images cancel out.
+            images (:func:`few_images` makes them), tell more than few large ones, whose images cancel out in the mean.
         loss_fn: (model, batch) -> scalar, or a torch loss for batches of (inputs, targets).
         progress: a bar on stderr, if that is a terminal.
 
@@ -75,6 +75,20 @@ def channel_importance(
                 for group, (here, units) in axis.by_group.items():
                     np.add.at(importance[group], units, lost.cpu().numpy()[here])
     return importance
+
+
+def few_images(batches: Iterable[Any], images: int = 4) -> Iterator[Any]:
+    """`batches` of (inputs, targets) in pieces of so many images; batches of another form as they are."""
+    for batch in batches:
+        pair = isinstance(batch, (tuple, list)) and len(batch) == 2
+        if (
+            pair
+            and all(isinstance(part, torch.Tensor) and part.dim() for part in batch)
+            and len({*map(len, batch)}) == 1
+        ):
+            yield from zip(*(part.split(images) for part in batch), strict=True)
+        else:
+            yield batch
 
 
 def sort_channels(model: nn.Module, space: SearchSpace, importance: Sequence[npt.ArrayLike]) -> nn.Module:

@@ -113,13 +113,17 @@ def test_bins_of_single_layers_come_from_the_command_line(own, capsys):
     assert "bins= names '4', which matches no searchable layer; the nearest: " in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("options", [["--searcher", "random"], ["--searcher", "greedy"], ["--finalists", "3"]])
+@pytest.mark.parametrize(
+    "options", [["--searcher", "random"], ["--searcher", "greedy"], ["--finalists", "3"], ["--from-dense"]]
+)
 def test_search_runs_a_users_own_factories(own, tmp_path, capsys, options):
     out = tmp_path / "run"
     arguments = ["search", "--model", f"{own}:net", "--data", f"{own}:data", "--budget", "60%", "--out", str(out)]
     assert main([*arguments, *SMALL, *options]) == 0
     result = json.loads((out / "result.json").read_text())
-    assert ("finalists" in result["seconds"]) == ("--finalists" in options)
+    assert ("finalists" in result["seconds"], "dense" in result["seconds"]) == (
+        "--finalists" in options, "--from-dense" in options,
+    )  # fmt: skip
     assert result["slim"]["macs"] <= 0.6 * result["dense"]["macs"]
     assert "no test loader" in capsys.readouterr().out
 
@@ -129,10 +133,18 @@ def test_what_is_beyond_the_paper_is_a_flag_each(own, tmp_path, monkeypatch):
     monkeypatch.setattr(cli, "compare_widths", lambda *_, **options: asked.append(options))
     monkeypatch.setattr(cli, "_print", lambda *_: None)
     arguments = ["search", "--model", f"{own}:net", "--data", f"{own}:data", "--budget", "60%", "--out", str(tmp_path)]
-    assert main(arguments) == main([*arguments, "--sandwich", "--distill", "--from-uniform"]) == 0
-    plain, beyond = asked
-    assert (plain["sandwich"], plain["distill"], plain["searcher"].from_uniform) == (False, False, False)
-    assert (beyond["sandwich"], beyond["distill"], beyond["searcher"].from_uniform) == (True, True, True)
+    flags = ["--from-dense", "--sandwich", "--distill", "--from-uniform"]
+    assert main(arguments) == main([*arguments, *flags]) == main([*arguments, *flags, "--supernet-lr", "0.2"]) == 0
+
+    def seen(options):
+        made = options["optimizer_fn"]([torch.nn.Parameter(torch.zeros(1))])
+        names = ("from_dense", "sandwich", "distill")
+        return (*(options[name] for name in names), options["searcher"].from_uniform, made.param_groups[0]["lr"])
+
+    plain, beyond, quick = map(seen, asked)
+    assert plain == (False, False, False, False, 0.1)
+    assert beyond == (True, True, True, True, pytest.approx(0.1 / 3))
+    assert quick == (True, True, True, True, 0.2)
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from nni_cafenet import (
     sort_channels,
 )
 from nni_cafenet.errors import CafeNetError
+from nni_cafenet.importance import few_images
 from nni_cafenet.space import SearchSpace
 from tests.built import built
 from tests.models import CLASSES, NETWORKS, Plain, example, make
@@ -126,6 +127,18 @@ def test_a_frozen_model_has_importances_too() -> None:
     frozen = copy.deepcopy(model).requires_grad_(False)
     for found, same in zip(channel_importance(frozen, space, batches()), expected, strict=True):
         np.testing.assert_array_equal(found, same)
+
+
+def test_batches_come_in_pieces_of_few_images() -> None:
+    images, targets = torch.randn(10, 3, 4, 4), torch.arange(10)
+    pieces = list(few_images([(images, targets)]))
+    assert [len(piece[0]) for piece in pieces] == [4, 4, 2]
+    assert all(
+        torch.equal(torch.cat(parts), whole)
+        for parts, whole in zip(zip(*pieces, strict=True), (images, targets), strict=True)
+    )
+    others = [{"images": images}, (images, targets, targets), ([images], targets), (images, targets[:5]), images]
+    assert all(given is kept for given, kept in zip(others, few_images(others), strict=True))
 
 
 def test_bad_input_is_named() -> None:

@@ -41,6 +41,7 @@ from nni_cafenet import (
 from nni_cafenet.checkpoint import Checkpoint
 from nni_cafenet.cost import Limits
 from nni_cafenet.files import replacing
+from nni_cafenet.importance import few_images
 from nni_cafenet.modes import evaluating
 from nni_cafenet.networks import Network
 from nni_cafenet.phases import train_supernet
@@ -49,8 +50,6 @@ from nni_cafenet.supernet.evaluate import Scorer
 from nni_cafenet.supernet.minmin import MinMin
 from nni_cafenet.tracing.bins import BinRule
 from nni_cafenet.train import first_batches
-
-FEW = 4  # images of whose mean gradient a square is taken
 
 
 @dataclass(frozen=True)
@@ -231,8 +230,8 @@ class Setting:
     def sorted(self) -> nn.Module:
         """The same, with the most important channels first in every group."""
         drawn = self.first_batches(self.size.importance_batches)
-        few = [each for batch in drawn for each in zip(*(part.split(FEW) for part in batch), strict=True)]
-        return sort_channels(self.dense, self.space, channel_importance(self.dense, self.space, few))
+        importance = channel_importance(self.dense, self.space, few_images(drawn))
+        return sort_channels(self.dense, self.space, importance)
 
     def scorer(self, name: str, limits: Limits) -> tuple[Scorer, float]:
         """A trained supernet of an arm, ready to be asked, and the seconds that its training took.

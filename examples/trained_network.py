@@ -3,6 +3,8 @@
 import copy
 from functools import partial
 
+import torch
+
 from nni_cafenet import (
     Budget,
     Distillation,
@@ -22,7 +24,8 @@ from nni_cafenet.importance import few_images
 from nni_cafenet.networks import uniform_network
 from nni_cafenet.train import sgd
 
-data = digits()  # in the place of these and of the next two lines: your data, your trained network
+data = digits()  # in the place of this and the next three lines: your data, your trained network
+torch.manual_seed(0)
 trained = DigitsNet()
 train_model(trained, data.train, Recipe(epochs=20), loss_fn=cross_entropy)
 

@@ -150,10 +150,11 @@ def table(cells: Sequence[Cell], split: str) -> str:
             above = "" if line.above_uniform is None else "{:+.2f} ({:+.2f} to {:+.2f})".format(
                 *(100 * value for value in line.above_uniform)
             )  # fmt: skip
+            spread = "" if math.isnan(line.std) else f" ± {100 * line.std:.2f}"
             unreached = f", {line.unreached} not reached" if line.unreached else ""
             rows.append(
                 f"| {budget} | {line.method} | {line.seeds}{unreached} | {line.macs / dense:.1%} | {line.params:,.0f} "
-                f"| {100 * line.mean:.2f} ± {100 * line.std:.2f} | {above} | {line.seconds:.0f} s |"
+                f"| {100 * line.mean:.2f}{spread} | {above} | {line.seconds:.0f} s |"
             )
     return "\n".join(rows)
 

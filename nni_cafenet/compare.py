@@ -130,13 +130,16 @@ def compare_widths(
     )  # fmt: skip
     seconds |= result.seconds
     start = time.perf_counter()
-    found = Network(result.space, SubNetwork.fixed(result.best.subnetwork.widths))
+    found, halved = Network(result.space, SubNetwork.fixed(result.best.subnetwork.widths)), None
     if finalists > 1:
+        candidates = finalists_of(result, finalists)
         found, _ = successive_halving(
-            factory, finalists_of(result, finalists), rounds=short_rounds(recipe), train_batches=data.train,
+            factory, candidates, rounds=short_rounds(recipe), train_batches=data.train,
             valid_batches=data.valid, folder=checkpoints / f"finalists-{finalists}", loss_fn=loss_fn,
             score_fn=score_fn, seed=seed, progress=progress,
         )  # fmt: skip
+        best = "Uniform: slim is Uniform" if found is candidates[-1] else "one that the search found"
+        halved = f"{len(candidates)}, the best of them {best}"
         seconds["finalists"] = time.perf_counter() - start
         start = time.perf_counter()
     networks = _networks(space, found, limits, runs=runs, seed=seed)
@@ -151,7 +154,7 @@ def compare_widths(
             _check_fits(model, example_inputs, limits, space)
             save_slim(model, network.space, network.subnetwork, folder / "slim.safetensors")
     seconds["training"] = time.perf_counter() - start
-    report = _report(result, networks, scores, seconds, command)
+    report = _report(result, networks, scores, seconds, halved, command)
     write_report(folder, report)
     return report
 
@@ -180,6 +183,7 @@ def _report(
     networks: Mapping[str, list[Network]],
     scores: Mapping[str, list[float]],
     seconds: Mapping[str, float],
+    finalists: str | None,
     command: str | None,
 ) -> Report:
     base = result.report()
@@ -195,8 +199,7 @@ def _report(
     summary["seconds"] = dict(seconds)
     summary["runs"] = len(scores["slim"])
     summary["accuracy_of"] = "networks trained from scratch with one recipe, on the test data"
-    if command is not None:
-        summary["command"] = command
+    summary |= {name: text for name, text in (("finalists", finalists), ("command", command)) if text is not None}
     slim, uniform = networks["slim"][0], networks["uniform"][0]
     summary["widths"] = slim.space.channels(slim.subnetwork.widths)
     rows = width_rows(

@@ -22,6 +22,7 @@ from nni_cafenet.summary import (
     accuracy_text,
     budget_text,
     duration_facts,
+    finalist_facts,
     lead_text,
     network_rows,
     networks_in,
@@ -64,7 +65,7 @@ class Report:
 
     Args:
         summary: macs, params, accuracy and perhaps accuracy_std by network ("dense" and "slim", perhaps "uniform" and
-            "random"), budget, widths, seconds, seed, accuracy_of, and perhaps runs and command.
+            "random"), budget, widths, seconds, seed, accuracy_of, and perhaps runs, finalists and command.
         widths: a row for each group.
         history: a row for each scored candidate.
     """
@@ -116,7 +117,8 @@ def summary_table(report: Report) -> str:
         "  ".join([row[0].ljust(sizes[0]), *(cell.rjust(size) for cell, size in zip(row[1:], sizes[1:], strict=True))])
         for row in rows
     ]
-    return "\n".join([*lines, f"budget: {budget_text(report.summary)}"])
+    facts = {"budget": budget_text(report.summary), **finalist_facts(report.summary)}
+    return "\n".join([*lines, *(f"{name}: {text}" for name, text in facts.items())])
 
 
 # ---------------------------------------------------------------------------------------------------- files
@@ -198,6 +200,7 @@ def _page(report: Report) -> str:
         networks=page.table(HEADER, network_rows(summary), marked="slim"),
         facts={
             "budget": budget_text(summary),
+            **finalist_facts(summary),
             **duration_facts(summary["seconds"]),
             "candidates scored": f"{len(report.history):,}",
             "seed": str(summary["seed"]),

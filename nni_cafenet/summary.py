@@ -49,6 +49,11 @@ def budget_text(summary: Mapping[str, Any]) -> str:
     return " and ".join(parts) or "no bound"
 
 
+def finalist_facts(summary: Mapping[str, Any]) -> dict[str, str]:
+    """How many networks were trained shortly, and whose the best was; nothing where the supernet was trusted."""
+    return {"finalists": str(summary["finalists"])} if "finalists" in summary else {}
+
+
 def accuracy_text(summary: Mapping[str, Any]) -> str:
     """What the accuracies are."""
     runs = summary.get("runs", 1)

@@ -33,7 +33,7 @@ from nni_cafenet.compare import Data, compare_widths
 from nni_cafenet.cost import Limits
 from nni_cafenet.halving import best_of_random, finalists_of, short_rounds, successive_halving
 from nni_cafenet.networks import Network, random_network, uniform_network
-from nni_cafenet.report import Report
+from nni_cafenet.report import Report, summary_table
 from nni_cafenet.search.searcher import draw_within
 from nni_cafenet.train import sgd
 from tests.data import EXAMPLE, batches, net
@@ -198,6 +198,11 @@ def test_the_found_network_is_the_last_of_the_finalists(tmp_path: Path, monkeypa
     assert halved.summary["slim"]["macs"] == halved.summary["uniform"]["macs"] == even.macs
     assert [row.slim for row in halved.widths] == [row.uniform for row in halved.widths]
     assert list(trusted.summary["widths"].values()) != even_channels
+    assert "finalists: 3, the best of them Uniform: slim is Uniform" in summary_table(halved)
+    assert "the best of them Uniform" in (tmp_path / "3" / "report.html").read_text()
+    assert "finalists" not in summary_table(trusted)
+    found = report(lambda model, _: float(len(model[0].weight) != even_channels[0]), 2)
+    assert found.summary["finalists"] == "2, the best of them one that the search found"
     with pytest.raises(ValueError, match="runs and finalists must be at least 1, but got 1 and 0"):
         report(as_uniform, 0)
 

@@ -18,7 +18,7 @@ DRAWS = 2000  # of a bootstrap
 
 @dataclass(frozen=True)
 class Agreement:
-    """The mean tau of an arm's supernets with the truth, and what it is above the fixed pattern's; 95 % intervals."""
+    """The mean tau of an arm's supernets with the truth, and what it is above another arm's; 95 % intervals."""
 
     arm: str
     widths: str
@@ -31,27 +31,36 @@ class Agreement:
     gain_high: float | None = None
 
 
-def agreement(arm: str, widths: str, scores: Numbers, truths: Numbers, fixed: Numbers | None) -> Agreement:
-    """Of scores (supernets, widths) with truths (seeds, widths); `fixed` are other scores, paired by supernet."""
+def agreement(
+    arm: str, widths: str, scores: Numbers, truths: Numbers, paired: tuple[Numbers, Numbers] | None = None
+) -> Agreement:
+    """Of scores (supernets, widths) with truths (seeds, widths).
+
+    Args:
+        paired: scores of this arm and of another one, by supernets of the same seeds; for the gain.
+    """
     mean = truths.mean(0)
     found = Agreement(
         arm, widths, len(scores), float(np.mean([tau(own, mean) for own in scores])), *bootstrap(scores, truths)
     )
-    if fixed is None or arm == "fixed":
+    if paired is None:
         return found
-    pairs = min(len(scores), len(fixed))
-    gain = np.mean([tau(mine, mean) - tau(other, mean) for mine, other in zip(scores, fixed, strict=False)])
-    low, high = bootstrap(scores[:pairs], truths, fixed[:pairs])
+    gain = np.mean([tau(mine, mean) - tau(other, mean) for mine, other in zip(*paired, strict=True)])
+    low, high = bootstrap(paired[0], truths, paired[1])
     return replace(found, gain=float(gain), gain_low=low, gain_high=high)
 
 
-def matrix(rows: Sequence[Any], name: str) -> Numbers:
-    """(seeds, widths); of the seeds that have all widths."""
+def by_seed(rows: Sequence[Any], name: str) -> dict[int, Numbers]:
+    """For each seed that has all widths, ascending, the values of `name` by width; shape (widths,)."""
     widths = 1 + max(row.width for row in rows)
-    by_seed: dict[int, dict[int, float]] = {}
+    found: dict[int, dict[int, float]] = {}
     for row in rows:
-        by_seed.setdefault(row.seed, {})[row.width] = getattr(row, name)
-    return np.array([[own[width] for width in range(widths)] for own in by_seed.values() if len(own) == widths])
+        found.setdefault(row.seed, {})[row.width] = getattr(row, name)
+    return {
+        seed: np.array([own[width] for width in range(widths)])
+        for seed, own in sorted(found.items())
+        if len(own) == widths
+    }
 
 
 def tau(scores: Numbers, truth: Numbers) -> float:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from agreement import matrix, tau
+from agreement import by_seed, tau
 from ranking import Alone, add_widths, draw, read
 from setting import Setting, add_setting, scored, setting_of
 from sklearn.linear_model import RidgeCV
@@ -47,7 +47,8 @@ def main() -> None:
     space, limits = setting.space, setting.space.limits(Budget(max_macs=options.band))
     widths = draw(space, options.widths, options.band)
     alone = [row for row in read(options.out / "alone.csv", Alone) if row.network == options.network]
-    truth = matrix(alone, "check").mean(0)
+    truths = np.array(list(by_seed(alone, "check").values()))
+    truth = truths.mean(0)
     assert len(truth) == len(widths), f"{len(truth)} widths were trained alone: first run ranking.py truth"
     features, band = shares(space, widths), len(widths) // 2
     model = make_pipeline(StandardScaler(), RidgeCV(alphas=np.logspace(-1, 2, 7)))
@@ -62,7 +63,7 @@ def main() -> None:
         "uniform": uniform_network(space, limits),
     }
     report: dict[str, Any] = {
-        "network": options.network, "budget": options.band, "trained_alone": list(matrix(alone, "check").shape),
+        "network": options.network, "budget": options.band, "trained_alone": list(truths.shape),
         "tau_of_the_regression": {"all": tau(unseen, truth), "band": tau(unseen[:band], truth[:band])},
         "mean_of_the_band": float(truth[:band].mean()),
     }  # fmt: skip

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from agreement import Agreement, agreement, draw_agreement, matrix, split_half
+from agreement import Agreement, agreement, by_seed, draw_agreement, split_half
 from setting import ARMS, Setting, add_setting, nearest, scored, setting_of
 from torch import nn
 from tqdm.auto import tqdm
@@ -72,9 +72,10 @@ def main() -> None:
     own.add_argument("--out", type=Path, required=True)
     own.add_argument("--network", default="vgg13")
     own.add_argument("--score", choices=("accuracy", "minus_loss"), default="accuracy")
+    own.add_argument("--against", choices=ARMS, default="fixed", help="the arm over which gains are reported")
     options = parser.parse_args()
     if options.command == "report":
-        report(options.out, options.network, options.score)
+        report(options.out, options.network, options.score, options.against)
     else:
         for seed in options.seeds:
             setting = setting_of(options, seed)
@@ -135,13 +136,13 @@ def minus_loss(model: nn.Module, batches: Iterable[Any]) -> float:
         return -float(np.mean([float(cross_entropy(model, batch)) for batch in batches]))
 
 
-def report(folder: Path, network: str, score: str) -> None:
+def report(folder: Path, network: str, score: str, against: str) -> None:
     """Print, and write as a table and a plot, how far each arm's scores agree with the truth."""
     alone = [row for row in read(folder / "alone.csv", Alone) if row.network == network]
     shared = [row for row in read(folder / "shared.csv", Shared) if row.network == network]
-    truths, in_band = matrix(alone, "check"), {row.width for row in alone if row.band}
+    truths, in_band = np.array(list(by_seed(alone, "check").values())), {row.width for row in alone if row.band}
     arms = list(dict.fromkeys(row.arm for row in shared))
-    scores = {arm: matrix([row for row in shared if row.arm == arm], score) for arm in arms}
+    scores = {arm: by_seed([row for row in shared if row.arm == arm], score) for arm in arms}
     rows = []
     for name, chosen in (("all", list(range(truths.shape[1]))), ("band", sorted(in_band))):
         own = truths[:, chosen]
@@ -151,11 +152,19 @@ def report(folder: Path, network: str, score: str) -> None:
             f"{100 * own.mean(0).std(ddof=1):.2f}; the truth's agreement with itself, split-half tau "
             f"{split_half(own):.2f}"
         )
-        of_all = {arm: each[:, chosen] for arm, each in scores.items()}
-        rows += [agreement(arm, name, each, own, of_all.get("fixed")) for arm, each in of_all.items()]
+        for arm, each in scores.items():
+            both = [] if arm == against else [seed for seed in each if seed in scores.get(against, {})]
+            mine, other = (
+                np.array([found[seed][chosen] for seed in both]) for found in (each, scores.get(against, {}))
+            )
+            every = np.array([found[chosen] for found in each.values()])
+            rows.append(agreement(arm, name, every, own, (mine, other) if both else None))
     table = [[field.name for field in fields(Agreement)], *([*map(_short, astuple(row))] for row in rows)]
-    print("\n".join("  ".join(cell.ljust(22 if place == 0 else 9) for place, cell in enumerate(row)) for row in table))
-    with replacing(folder / f"{network}-{score}.csv") as partial, partial.open("w", newline="") as file:
+    print(f"gain: over {against}, of supernets of the same seeds")
+    longest = max(map(len, arms)) + 2
+    print("\n".join("  ".join(cell.ljust(9 if place else longest) for place, cell in enumerate(row)) for row in table))
+    name = f"{network}-{score}" + ("" if against == "fixed" else f"-against-{against}")
+    with replacing(folder / f"{name}.csv") as partial, partial.open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(table)
     with replacing(folder / f"{network}-{score}.svg") as partial:
         draw_agreement(rows, f"{network}: Kendall's tau of {score} with the truth").savefig(partial, format="svg")

@@ -193,12 +193,19 @@ def test_agreement_is_kendalls_and_its_intervals_hold_it(
     truth = rng.normal(size=40)
     truths = truth + 0.1 * rng.normal(size=(4, 40))
     good, bad = truth + 0.3 * rng.normal(size=(3, 40)), truth + 2.0 * rng.normal(size=(3, 40))
-    found = agreement.agreement("free", "all", good, truths, bad)
+    found = agreement.agreement("free", "all", good, truths, (good, bad))
     assert 0.6 < found.low < found.tau < found.high < 1
     assert 0 < found.gain_low < found.gain < found.gain_high
-    same = agreement.agreement("free", "all", good, truths, good)
+    same = agreement.agreement("free", "all", good, truths, (good, good))
     assert (same.gain, same.gain_low, same.gain_high) == (0, 0, 0)  # paired: A/A is no difference at all
-    assert agreement.agreement("fixed", "all", bad, truths, bad).gain is None
+    assert agreement.agreement("fixed", "all", bad, truths).gain is None
+    ranking = modules["ranking"]
+    rows = [
+        ranking.Shared("vgg13", width, "free", seed, seed + width / 10, 0.0)
+        for seed, widths in ((2, 3), (0, 3), (1, 2)) for width in range(widths)
+    ]  # fmt: skip
+    seeds = agreement.by_seed(rows, "accuracy")  # in order, so that arms are paired by seed; seed 1 is not whole
+    assert list(seeds) == [0, 2] and seeds[2].tolist() == [2.0, 2.1, 2.2]
     assert agreement.split_half(truths) > 0.85 and math.isnan(agreement.split_half(truths[:1]))
 
 
@@ -232,4 +239,7 @@ def test_a_ranking_study_goes_on_and_reports(
     capsys.readouterr()
     run(ranking, ["report", "--out", str(out)], monkeypatch)
     assert "all: 6 widths, 2 seeds each" in capsys.readouterr().out
+    run(ranking, ["report", "--out", str(out), "--against", "uniform-bins"], monkeypatch)
+    lines = (out / "vgg13-accuracy-against-uniform-bins.csv").read_text().splitlines()
+    assert [line.startswith("uniform-bins") == line.endswith(",,,") for line in lines[1:]] == [True] * 6
     assert (out / "vgg13-accuracy.csv").read_text().count("\n") == 1 + 2 * 3 and (out / "vgg13-accuracy.svg").exists()

@@ -100,6 +100,7 @@ def compare_widths(
     limits = space.limits(budget)
     folder = Path(folder)
     checkpoints = folder / "checkpoints"
+    searched = checkpoints / "from-dense" if from_dense else checkpoints  # another start is another supernet
     settings = {**recipe.settings(), "limits": repr(limits)}
 
     def trained(name: str, run: int, network: Network) -> nn.Module:
@@ -113,35 +114,40 @@ def compare_widths(
         )  # fmt: skip
         return model
 
-    seconds, start = {}, time.perf_counter()
-    full = Network(space, SubNetwork.fixed(space.largest))
-    if from_dense:
+    def beginning() -> nn.Module:
+        """What the supernet starts from."""
+        full = Network(space, SubNetwork.fixed(space.largest))
+        if not from_dense:
+            return full.make(factory, seed=seed)
         dense = trained("dense", 0, full)
         drawn = from_first(first_batches(data.train, IMPORTANCE_BATCHES, seed=seed, model=dense))
         importance = channel_importance(dense, space, few_images(drawn), loss_fn=loss_fn, progress=progress)
-        model = sort_channels(dense, space, importance)
-        seconds["dense"] = time.perf_counter() - start
-    else:
-        model = full.make(factory, seed=seed)
+        return sort_channels(dense, space, importance)
+
+    def chosen(result: Result) -> tuple[Network, str | None]:
+        """The found network, and what the report says of the finalists."""
+        if finalists == 1:
+            return Network(result.space, SubNetwork.fixed(result.best.subnetwork.widths)), None
+        candidates = finalists_of(result, finalists)
+        best, _ = successive_halving(
+            factory, candidates, rounds=short_rounds(recipe), train_batches=data.train, valid_batches=data.valid,
+            folder=searched / f"finalists-{finalists}", loss_fn=loss_fn, score_fn=score_fn, seed=seed,
+            progress=progress,
+        )  # fmt: skip
+        whose = "Uniform: slim is Uniform" if best is candidates[-1] else "one that the search found"
+        return best, f"{len(candidates)}, the best of them {whose}"
+
+    start = time.perf_counter()
+    model = beginning()
+    seconds = {"dense": time.perf_counter() - start} if from_dense else {}
     result = search_widths(
         model, space, train_batches=data.train, valid_batches=data.valid, budget=budget, loss_fn=loss_fn,
-        score_fn=score_fn, checkpoint=checkpoints / "from-dense" if from_dense else checkpoints, seed=seed,
-        progress=progress, **search_options,
+        score_fn=score_fn, checkpoint=searched, seed=seed, progress=progress, **search_options,
     )  # fmt: skip
-    seconds |= result.seconds
     start = time.perf_counter()
-    found, halved = Network(result.space, SubNetwork.fixed(result.best.subnetwork.widths)), None
-    if finalists > 1:
-        candidates = finalists_of(result, finalists)
-        found, _ = successive_halving(
-            factory, candidates, rounds=short_rounds(recipe), train_batches=data.train,
-            valid_batches=data.valid, folder=checkpoints / f"finalists-{finalists}", loss_fn=loss_fn,
-            score_fn=score_fn, seed=seed, progress=progress,
-        )  # fmt: skip
-        best = "Uniform: slim is Uniform" if found is candidates[-1] else "one that the search found"
-        halved = f"{len(candidates)}, the best of them {best}"
-        seconds["finalists"] = time.perf_counter() - start
-        start = time.perf_counter()
+    found, said = chosen(result)
+    seconds |= {**result.seconds, **({} if said is None else {"finalists": time.perf_counter() - start})}
+    start = time.perf_counter()
     networks = _networks(space, found, limits, runs=runs, seed=seed)
     scores: dict[str, list[float]] = {name: [] for name in networks}
     trainings = [(name, run) for run in range(runs) for name in networks]
@@ -154,7 +160,7 @@ def compare_widths(
             _check_fits(model, example_inputs, limits, space)
             save_slim(model, network.space, network.subnetwork, folder / "slim.safetensors")
     seconds["training"] = time.perf_counter() - start
-    report = _report(result, networks, scores, seconds, halved, command)
+    report = _report(result, networks, scores, seconds, said, command)
     write_report(folder, report)
     return report
 

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from agreement import by_seed, tau
 from ranking import Alone, add_widths, draw, read
+from scipy.stats import hmean
 from setting import Setting, add_setting, scored, setting_of
 from sklearn.linear_model import RidgeCV
 from sklearn.model_selection import LeaveOneOut, cross_val_predict
@@ -54,6 +55,9 @@ def main() -> None:
     model = make_pipeline(StandardScaler(), RidgeCV(alphas=np.logspace(-1, 2, 7)))
     unseen = cross_val_predict(model, features, truth, cv=LeaveOneOut())
     model.fit(features, truth)
+    even = hmean(
+        np.exp(features[:, : len(space.groups)]), axis=1
+    )  # of the shares: what a supernet has to be better than
 
     def predicted(each: Widths) -> float:
         return float(model.predict(shares(space, [each]))[0])
@@ -65,10 +69,11 @@ def main() -> None:
     report: dict[str, Any] = {
         "network": options.network, "budget": options.band, "trained_alone": list(truths.shape),
         "tau_of_the_regression": {"all": tau(unseen, truth), "band": tau(unseen[:band], truth[:band])},
+        "tau_of_evenness": {"all": tau(even, truth), "band": tau(even[:band], truth[:band])},
         "mean_of_the_band": float(truth[:band].mean()),
     }  # fmt: skip
     for name, network in networks.items():
-        trainings = [train(setting, name, network, number) for number in range(options.times)]
+        trainings = [train(setting, network, number) for number in range(options.times)]
         report[name] = {
             "channels": network.space.channels(network.subnetwork.widths), "macs": network.macs, "trainings": trainings
         }  # fmt: skip
@@ -104,10 +109,11 @@ def best_of(predicted: Callable[[Widths], float], space: SearchSpace, limits: Li
     return best.subnetwork.widths
 
 
-def train(setting: Setting, name: str, network: Network, number: int) -> dict[str, float]:
+def train(setting: Setting, network: Network, number: int) -> dict[str, float]:
     seed = setting.seed + APART + number
+    name = f"ceiling-{number}-" + "-".join(map(str, network.subnetwork.widths.bins_kept))
     model = network.make(setting.factory, seed=seed)
-    setting.train(model, f"ceiling-{name}-{number}", epochs=setting.size.epochs, seed=seed)
+    setting.train(model, name, epochs=setting.size.epochs, seed=seed)
     return {split: scored(model, setting, split) for split in ("check", "test")}
 
 

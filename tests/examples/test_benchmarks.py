@@ -231,6 +231,7 @@ def test_a_ranking_study_goes_on_and_reports(
     run(modules["ceiling"], [*asked, "--times", "2"], monkeypatch)
     ceiling = json.loads((out / "vgg13-ceiling.json").read_text())
     assert ceiling["trained_alone"] == [2, 6]
+    assert all(-1 <= ceiling[f"tau_of_{who}"]["band"] <= 1 for who in ("the_regression", "evenness"))
     assert all(ceiling[name]["macs"] <= most and len(ceiling[name]["trainings"]) == 2 for name in ("found", "uniform"))
     gains = [ceiling["found"]["trainings"][i]["test"] - ceiling["uniform"]["trainings"][i]["test"] for i in range(2)]
     assert ceiling["points_above_uniform_test"]["mean"] == pytest.approx(100 * np.mean(gains))

@@ -134,7 +134,7 @@ def compare_widths(
             folder=searched / f"finalists-{finalists}", loss_fn=loss_fn, score_fn=score_fn, seed=seed,
             progress=progress,
         )  # fmt: skip
-        whose = "Uniform: slim is Uniform" if best is candidates[-1] else "one that the search found"
+        whose = "Uniform: slim is Uniform" if best is candidates[-1] else "found by the search"
         return best, f"{len(candidates)}, the best of them {whose}"
 
     start = time.perf_counter()

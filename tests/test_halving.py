@@ -202,7 +202,7 @@ def test_the_found_network_is_the_last_of_the_finalists(tmp_path: Path, monkeypa
     assert "the best of them Uniform" in (tmp_path / "3" / "report.html").read_text()
     assert "finalists" not in summary_table(trusted)
     found = report(lambda model, _: float(len(model[0].weight) != even_channels[0]), 2)
-    assert found.summary["finalists"] == "2, the best of them one that the search found"
+    assert found.summary["finalists"] == "2, the best of them found by the search"
     with pytest.raises(ValueError, match="runs and finalists must be at least 1, but got 1 and 0"):
         report(as_uniform, 0)
 

@@ -146,7 +146,9 @@ def compare_widths(
     )  # fmt: skip
     start = time.perf_counter()
     found, said = chosen(result)
-    seconds |= {**result.seconds, **({} if said is None else {"finalists": time.perf_counter() - start})}
+    seconds |= result.seconds
+    if said is not None:
+        seconds["finalists"] = time.perf_counter() - start
     start = time.perf_counter()
     networks = _networks(space, found, limits, runs=runs, seed=seed)
     scores: dict[str, list[float]] = {name: [] for name in networks}
@@ -208,7 +210,5 @@ def _report(
     summary |= {name: text for name, text in (("finalists", finalists), ("command", command)) if text is not None}
     slim, uniform = networks["slim"][0], networks["uniform"][0]
     summary["widths"] = slim.space.channels(slim.subnetwork.widths)
-    rows = width_rows(
-        uniform.space, slim.space, slim.subnetwork.widths, uniform.space, uniform.subnetwork.widths
-    )  # fmt: skip
+    rows = width_rows(uniform.space, slim.space, slim.subnetwork.widths, uniform.space, uniform.subnetwork.widths)
     return replace(base, summary=summary, widths=rows)

@@ -92,8 +92,7 @@ def finalists_of(result: Result, count: int) -> list[Network]:
     """
     if count < 2:
         raise ValueError(f"count must be at least 2, a candidate and Uniform, but got {count}")
-    best = sorted(result.admitted, key=lambda found: (-found.score, found.macs))
-    widths = list(dict.fromkeys(found.subnetwork.widths for found in best))[: count - 1]
+    widths = list(dict.fromkeys(found.subnetwork.widths for found in result.ranked))[: count - 1]
     uniform = uniform_network(result.whole or result.space, result.limits)
     return [*(Network(result.space, SubNetwork.fixed(each)) for each in widths), uniform]
 

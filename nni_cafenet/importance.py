@@ -72,23 +72,20 @@ def channel_importance(
                 lost = weight.detach().double().square() * squares[id(weight)].double() / count
                 lost = lost.movedim(dim, 0).reshape(axis.size, -1).sum(1)
                 _check_finite(lost, f"the gradients of {axis.layer} are not finite")
+                per_position = lost.cpu().numpy()
                 for group, (here, units) in axis.by_group.items():
-                    np.add.at(importance[group], units, lost.cpu().numpy()[here])
+                    np.add.at(importance[group], units, per_position[here])
     return importance
 
 
 def few_images(batches: Iterable[Any], images: int = 4) -> Iterator[Any]:
     """`batches` of (inputs, targets) in pieces of so many images; batches of another form as they are."""
     for batch in batches:
-        pair = isinstance(batch, (tuple, list)) and len(batch) == 2
-        if (
-            pair
-            and all(isinstance(part, torch.Tensor) and part.dim() for part in batch)
-            and len({*map(len, batch)}) == 1
-        ):
-            yield from zip(*(part.split(images) for part in batch), strict=True)
-        else:
-            yield batch
+        match batch:
+            case (torch.Tensor() as inputs, torch.Tensor() as targets) if inputs.shape[:1] == targets.shape[:1] != ():
+                yield from zip(inputs.split(images), targets.split(images), strict=True)
+            case _:
+                yield batch
 
 
 def sort_channels(model: nn.Module, space: SearchSpace, importance: Sequence[npt.ArrayLike]) -> nn.Module:

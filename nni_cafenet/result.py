@@ -56,9 +56,14 @@ class Result:
         return tuple(found for found in self.history if self.limits.admit(self.space.cost, found.subnetwork.widths))
 
     @property
+    def ranked(self) -> tuple[Candidate, ...]:
+        """The candidates within the limits, the highest score first, of equal ones the one with the fewest MACs."""
+        return tuple(sorted(self.admitted, key=lambda candidate: (-candidate.score, candidate.macs)))
+
+    @property
     def best(self) -> Candidate:
-        """The highest score within the limits; of equal ones the one with the fewest MACs."""
-        return max(self.admitted, key=lambda candidate: (candidate.score, -candidate.macs))
+        """The first of those ranked."""
+        return self.ranked[0]
 
     @property
     def pareto(self) -> tuple[Candidate, ...]:

@@ -1,4 +1,4 @@
-"""The whole job as a function: where the supernet starts, and that a kill changes nothing."""
+"""The whole job as a function: where the supernet starts, and that a second call trains nothing."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_supernet_may_start_from_the_dense_network_with_its_best_channels_firs
     assert set(begun.summary["seconds"]) - set(fresh.summary["seconds"]) == {"dense"}
 
 
-def test_a_second_call_trains_nothing_and_says_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_call_trains_nothing_and_says_the_same(tmp_path: Path) -> None:
     first = compared(tmp_path, from_dense=True, finalists=2)
     saved = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.pt")}
     second = compared(tmp_path, from_dense=True, finalists=2)

@@ -178,7 +178,7 @@ def test_short_rounds_are_shares_of_a_recipe() -> None:
     assert [each.epochs for each in short_rounds(Recipe(3))] == [1, 1, 1]
 
 
-def test_the_found_network_is_the_last_of_the_finalists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_found_network_is_the_last_of_the_finalists(tmp_path: Path) -> None:
     def report(score: Callable[[torch.nn.Module, object], float], count: int) -> Report:
         return compare_widths(
             net, space(), Data(TRAIN, VALID, VALID), example_inputs=EXAMPLE, budget=Budget(max_macs="40%"),

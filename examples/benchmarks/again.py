@@ -14,7 +14,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from setting import Setting, add_setting, nearest, scored, setting_of, write_cell
+from setting import Setting, add_setting, nearest, setting_of, trained_again, write_cell
 from tqdm.auto import tqdm
 
 from nni_cafenet import SubNetwork
@@ -50,9 +50,7 @@ def train_again(setting: Setting, path: Path, row: dict[str, Any], times: int) -
     assert network.macs == row["macs"], f"{path} holds another network"
     for number in range(len(row.setdefault("again", [])), times):
         seed = setting.seed + APART * (number + 1)
-        model = network.make(setting.factory, seed=seed)
-        setting.train(model, f"again-{number}-{path.stem}", epochs=setting.size.epochs, seed=seed)
-        row["again"].append({split: scored(model, setting, split) for split in ("check", "test")})
+        row["again"].append(trained_again(setting, network, f"again-{number}-{path.stem}", seed=seed))
         write_cell(path, row)
 
 

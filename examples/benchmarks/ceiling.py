@@ -17,11 +17,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from agreement import by_seed, tau
+from agreement import Numbers, by_seed, tau
 from ranking import Alone, add_widths, draw, read
 from scipy.stats import hmean
-from setting import Setting, add_setting, scored, setting_of
+from setting import add_setting, setting_of, trained_again
 from sklearn.linear_model import RidgeCV
 from sklearn.model_selection import LeaveOneOut, cross_val_predict
 from sklearn.pipeline import make_pipeline
@@ -51,19 +50,14 @@ def main() -> None:
     truths = np.array(list(by_seed(alone, "check").values()))
     truth = truths.mean(0)
     assert len(truth) == len(widths), f"{len(truth)} widths were trained alone: first run ranking.py truth"
-    features, band = shares(space, widths), len(widths) // 2
+    features, band = logarithms(space, widths), len(widths) // 2
     model = make_pipeline(StandardScaler(), RidgeCV(alphas=np.logspace(-1, 2, 7)))
     unseen = cross_val_predict(model, features, truth, cv=LeaveOneOut())
     model.fit(features, truth)
-    even = hmean(
-        np.exp(features[:, : len(space.groups)]), axis=1
-    )  # of the shares: what a supernet has to be better than
-
-    def predicted(each: Widths) -> float:
-        return float(model.predict(shares(space, [each]))[0])
-
+    even = hmean(shares(space, widths), axis=1)  # what a supernet has to be better than
+    best = best_of(lambda some: model.predict(logarithms(space, some)), space, limits)
     networks = {
-        "found": Network(space, SubNetwork.fixed(best_of(predicted, space, limits))),
+        "found": Network(space, SubNetwork.fixed(best)),
         "uniform": uniform_network(space, limits),
     }
     report: dict[str, Any] = {
@@ -73,7 +67,11 @@ def main() -> None:
         "mean_of_the_band": float(truth[:band].mean()),
     }  # fmt: skip
     for name, network in networks.items():
-        trainings = [train(setting, network, number) for number in range(options.times)]
+        bins = "-".join(map(str, network.subnetwork.widths.bins_kept))
+        trainings = [
+            trained_again(setting, network, f"ceiling-{number}-{bins}", seed=setting.seed + APART + number)
+            for number in range(options.times)
+        ]
         report[name] = {
             "channels": network.space.channels(network.subnetwork.widths), "macs": network.macs, "trainings": trainings
         }  # fmt: skip
@@ -86,35 +84,31 @@ def main() -> None:
         partial.write_text(json.dumps(report, indent=1) + "\n")
 
 
-def shares(space: SearchSpace, widths: Sequence[Widths]) -> npt.NDArray[np.float64]:
-    """log(share of its channels) of each group, and the square; shape (widths, 2 * groups)."""
+def shares(space: SearchSpace, widths: Sequence[Widths]) -> Numbers:
+    """The share of its channels that each group keeps; shape (widths, groups)."""
     full = np.array([group.channels for group in space.groups])
-    logs = np.log(np.array([list(space.channels(each).values()) for each in widths]) / full)
+    return np.array([list(space.channels(each).values()) for each in widths]) / full
+
+
+def logarithms(space: SearchSpace, widths: Sequence[Widths]) -> Numbers:
+    """What the regression is given: the logarithms of the shares, and their squares; shape (widths, 2 * groups)."""
+    logs = np.log(shares(space, widths))
     return np.hstack([logs, logs**2])
 
 
-def best_of(predicted: Callable[[Widths], float], space: SearchSpace, limits: Limits) -> Widths:
+def best_of(predicted: Callable[[Sequence[Widths]], Numbers], space: SearchSpace, limits: Limits) -> Widths:
     """The widths within the limits for which most is predicted, by evolution."""
     evolution = Evolution(population=64, generations=60, from_uniform=True)
     evolution.begin(space, limits)
-    best: Candidate | None = None
+    seen: list[Candidate] = []
     while asked := evolution.ask(64):
         told = [
-            Candidate(SubNetwork.fixed(each), predicted(each), space.cost.macs(each), space.cost.params(each))
-            for each in asked
+            Candidate(SubNetwork.fixed(each), float(score), space.cost.macs(each), space.cost.params(each))
+            for each, score in zip(asked, predicted(asked), strict=True)
         ]
         evolution.tell(told)
-        best = max([*told, *([best] if best else [])], key=lambda candidate: candidate.score)
-    assert best is not None
-    return best.subnetwork.widths
-
-
-def train(setting: Setting, network: Network, number: int) -> dict[str, float]:
-    seed = setting.seed + APART + number
-    name = f"ceiling-{number}-" + "-".join(map(str, network.subnetwork.widths.bins_kept))
-    model = network.make(setting.factory, seed=seed)
-    setting.train(model, name, epochs=setting.size.epochs, seed=seed)
-    return {split: scored(model, setting, split) for split in ("check", "test")}
+        seen += told
+    return max(seen, key=lambda candidate: candidate.score).subnetwork.widths
 
 
 if __name__ == "__main__":

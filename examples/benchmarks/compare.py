@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from rivals import RIVALS, Unreachable, choose
-from setting import ARMS, Setting, add_setting, scored, setting_of, sgd, write_cell
+from setting import ARMS, Setting, add_setting, scores, setting_of, sgd, write_cell
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -110,7 +110,7 @@ def cell(setting: Setting, method: str, budget: Budget, weights: str) -> dict[st
     start = time.perf_counter()
     setting.train(model, name, epochs=epochs, lr=LR[weights])
     row |= {"training_seconds": time.perf_counter() - start}
-    return row | {split: scored(model, setting, split) for split in ("check", "test")}
+    return row | scores(model, setting)
 
 
 @dataclass(frozen=True, eq=False)

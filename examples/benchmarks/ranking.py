@@ -143,6 +143,7 @@ def report(folder: Path, network: str, score: str, against: str) -> None:
     truths, in_band = np.array(list(by_seed(alone, "check").values())), {row.width for row in alone if row.band}
     arms = list(dict.fromkeys(row.arm for row in shared))
     scores = {arm: by_seed([row for row in shared if row.arm == arm], score) for arm in arms}
+    rivals = scores.get(against, {})
     rows = []
     for name, chosen in (("all", list(range(truths.shape[1]))), ("band", sorted(in_band))):
         own = truths[:, chosen]
@@ -153,10 +154,8 @@ def report(folder: Path, network: str, score: str, against: str) -> None:
             f"{split_half(own):.2f}"
         )
         for arm, each in scores.items():
-            both = [] if arm == against else [seed for seed in each if seed in scores.get(against, {})]
-            mine, other = (
-                np.array([found[seed][chosen] for seed in both]) for found in (each, scores.get(against, {}))
-            )
+            both = [] if arm == against else [seed for seed in each if seed in rivals]
+            mine, other = (np.array([found[seed][chosen] for seed in both]) for found in (each, rivals))
             every = np.array([found[chosen] for found in each.values()])
             rows.append(agreement(arm, name, every, own, (mine, other) if both else None))
     table = [[field.name for field in fields(Agreement)], *([*map(_short, astuple(row))] for row in rows)]

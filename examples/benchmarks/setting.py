@@ -124,7 +124,6 @@ ARMS = {
     "locally-free": Arm(FREE),
     "fixed": Arm(Fixed()),
     "max-max": Arm(FREE, scored="sampled"),
-    "max-max-9": Arm(FREE, scored="sampled:9"),
     "batches-1": Arm(FREE, recalibrated=1),
     "batches-4": Arm(FREE, recalibrated=4),
     "batches-64": Arm(FREE, recalibrated=64),
@@ -276,6 +275,17 @@ def scored(model: nn.Module, setting: Setting, split: str) -> float:
     """The accuracy of a trained model, 0 to 1, on `check`, which decides what we do, or `test`, which is reported."""
     with evaluating(model):
         return accuracy(model, getattr(setting.splits, split))
+
+
+def scores(model: nn.Module, setting: Setting) -> dict[str, float]:
+    """The accuracies of a trained model that are kept of it, by split."""
+    return {split: scored(model, setting, split) for split in ("check", "test")}
+
+
+def trained_again(setting: Setting, network: Network, name: str, *, seed: int) -> dict[str, float]:
+    """The scores of a network after one more training from scratch, whose initialisation and order are of `seed`."""
+    model = network.make(setting.factory, seed=seed)
+    return scores(setting.train(model, name, epochs=setting.size.epochs, seed=seed), setting)
 
 
 def nearest(space: SearchSpace, channels: Mapping[str, int]) -> Widths:

@@ -208,10 +208,10 @@ class CafeNet(OneShotStrategy):
         progress = self._progress.part("search")
         self.result = search_supernet(scorer, self._constrained, self._limits, checkpoint=progress)
         self.supernet.best.update({found.subnetwork.widths: found.subnetwork for found in self.result.history})
-        logger.info("best of %d widths: %s", len(self.result.history), self._ranked()[0])
+        logger.info("best of %d widths: %s", len(self.result.history), self.result.best)
         if work.confirms or self._here is not self.engine:
             self._confirmed = confirm(
-                self._ranked()[: self.top_k], self.engine, trial_of=self._trial, rescored=self._rescored,
+                self.result.ranked[: self.top_k], self.engine, trial_of=self._trial, rescored=self._rescored,
                 may_submit=self.wait_for_resource, memory=self._progress.part("confirmed"),
             )  # fmt: skip
             logger.info("confirmed, the best first: %s", [one.candidate for one in self._confirmed])
@@ -224,10 +224,6 @@ class CafeNet(OneShotStrategy):
         check_ran(trial, "validating a sub-network")
         self._work.place(self.supernet)
         return self._ranking.score(reported_metric(trial, self._work.reporter))
-
-    def _ranked(self) -> list[Candidate]:
-        assert self.result is not None
-        return sorted(self.result.admitted, key=lambda candidate: (-candidate.score, candidate.macs))
 
     def _rescored(self, candidate: Candidate, metric: float) -> Candidate:
         sample = self.supernet.sample_of(candidate.subnetwork.widths)
@@ -248,7 +244,7 @@ class CafeNet(OneShotStrategy):
         """
         if self.result is None:
             raise RuntimeError("CafeNet has found no models yet: run the experiment, or resume it, to its end")
-        found = [Confirmed(candidate) for candidate in (self._ranked() if sort else self.result.admitted)]
+        found = [Confirmed(candidate) for candidate in (self.result.ranked if sort else self.result.admitted)]
         for one in (self._confirmed if sort and self._confirmed else found)[: self.top_k if limit is None else limit]:
             slim = self._slim(one.candidate) if one.network is None else one.network
             model = self._raw(slim, one.candidate, ModelStatus.Trained)

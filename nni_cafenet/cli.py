@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import json
 import logging
+import math
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -125,7 +126,7 @@ def _add_job(parser: argparse.ArgumentParser, *, budget: str | None, epochs: int
         "--finalists", type=int, default=1, metavar="N",
         help="train the N - 1 best and Uniform shortly, and go on with the better half (default: trust the supernet)",
     )  # fmt: skip
-    parser.add_argument("--lr", type=float, default=0.1, help="learning rate of SGD (default %(default)s)")
+    parser.add_argument("--lr", type=_rate, default=0.1, help="learning rate of SGD (default %(default)s)")
     parser.add_argument("--offset", type=int, default=1, help="r of locally free sharing; 0 is the fixed pattern")
     parser.add_argument("--candidates", default="sampled", help="sampled, sampled:COUNT or tied (default %(default)s)")
     parser.add_argument(
@@ -133,7 +134,7 @@ def _add_job(parser: argparse.ArgumentParser, *, budget: str | None, epochs: int
         help="the supernet starts from the trained dense network, its most important channels first",
     )  # fmt: skip
     parser.add_argument(
-        "--supernet-lr", type=float, help="of the supernet (default: --lr, or a third of it with --from-dense)"
+        "--supernet-lr", type=_rate, help="of the supernet (default: --lr, or a third of it with --from-dense)"
     )
     parser.add_argument("--sandwich", action="store_true", help="the largest and smallest learn in every step")
     parser.add_argument("--distill", action="store_true", help="networks learn from the largest one's answers")
@@ -267,6 +268,17 @@ def _load(where: str, option: str) -> Callable[..., Any]:
         known = [other for other, value in vars(module).items() if callable(value)]
         raise BadArgument(f"{option}: {module_name} has no function or class {name!r}; {nearest(name, known)}")
     return getattr(module, name)  # type: ignore[no-any-return]
+
+
+def _rate(text: str) -> float:
+    """A learning rate, for argparse."""
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = math.nan
+    if not 0 < rate < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, but got {text!r}")
+    return rate
 
 
 def _shape(text: str) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from nni_cafenet.errors import UnsupportedModel
-from nni_cafenet.layers import axis_tensors, resized_attributes
+from nni_cafenet.layers import axis_tensors, memory_format, resized_attributes
 from nni_cafenet.widths import Axis, IntArray
 
 
@@ -73,7 +73,8 @@ def find_growths(axes: Iterable[Axis], units: Sequence[int], wider: Sequence[int
 def enlarged(model: nn.Module, growths: Growths) -> nn.Module:
     """A copy of `model` whose axes have grown: the old values at their places, zeros elsewhere.
 
-    Class, state_dict keys, modes, requires_grad, dtypes and devices are the original's; gradients are not copied.
+    Class, state_dict keys, modes, requires_grad, dtypes, devices and memory formats are the original's; gradients are
+    not copied.
     """
     wide = copy.deepcopy(model)
     wide.zero_grad(set_to_none=True)
@@ -84,7 +85,7 @@ def enlarged(model: nn.Module, growths: Growths) -> nn.Module:
         shape = list(old.shape)
         for dim, growth in dims:
             shape[dim] = growth.wider.size
-        larger = old.detach().new_zeros(shape)
+        larger = old.detach().new_zeros(shape).to(memory_format=memory_format(old))
         _write(larger, old.detach(), dims)
         parameter = isinstance(old, nn.Parameter)
         setattr(layers[owner], attribute, nn.Parameter(larger, old.requires_grad) if parameter else larger)

@@ -64,15 +64,15 @@ def channel_importance(
             count += 1
     if not count:
         raise InvalidBatches("batches yields nothing: give a DataLoader, or a list, of batches of the training data")
+    lost = {id(weight): weight.detach().double().square() * squares.pop(id(weight)) / count for weight in weights}
     importance = tuple(np.zeros(group.units) for group in space.groups)
     for axis in space.axes:
         for owner, name, dim in tensors[axis.key]:
             weight = getattr(owner, name)
-            if id(weight) in squares:
-                lost = weight.detach().double().square() * squares[id(weight)].double() / count
-                lost = lost.movedim(dim, 0).reshape(axis.size, -1).sum(1)
-                _check_finite(lost, f"the gradients of {axis.layer} are not finite")
-                per_position = lost.cpu().numpy()
+            if id(weight) in lost:
+                along = lost[id(weight)].movedim(dim, 0).reshape(axis.size, -1).sum(1)
+                _check_finite(along, f"the gradients of {axis.layer} are not finite")
+                per_position = along.cpu().numpy()
                 for group, (here, units) in axis.by_group.items():
                     np.add.at(importance[group], units, per_position[here])
     return importance

@@ -76,6 +76,18 @@ def check_fits(layer: nn.Module | None, name: str, side: str, last: int) -> None
         )
 
 
+def memory_format(tensor: torch.Tensor) -> torch.memory_format:
+    """How `tensor` lies in memory: channels last, in two or three dimensions, or contiguous.
+
+    By its strides, as torch's own kernels look: `is_contiguous` says yes to any format where there is one channel (the
+    weights of a depthwise convolution) or one pixel (a kernel of 1 x 1).
+    """
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.dim())
+    if last is not None and tensor.stride(1) == 1 and tensor.stride(-1) == tensor.shape[1]:
+        return last
+    return torch.contiguous_format
+
+
 def owns_its_tensors(layer: nn.Module) -> bool:
     """Whether the layer's weight is a plain parameter, not computed by a parametrisation or a hook."""
     weight = getattr(layer, "weight", None)

@@ -159,6 +159,8 @@ def test_what_is_beyond_the_paper_is_a_flag_each(own, tmp_path, monkeypatch):
         ({"--model-args": "width"}, "KEY=VALUE"),
         ({"--bins": "0=wide"}, "--bins takes LAYER=SIZE"),
         ({"--bins": "0"}, "--bins takes LAYER=SIZE"),
+        ({"--supernet-lr": "0"}, "--supernet-lr: must be a number above 0, but got '0'"),
+        ({"--lr": "small"}, "--lr: must be a number above 0, but got 'small'"),
     ],
 )
 def test_wrong_command_line_says_what_is_wrong(own, tmp_path, capsys, changed, message):

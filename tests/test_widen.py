@@ -29,6 +29,7 @@ from nni_cafenet import (
 )
 from nni_cafenet.export.slicing import slice_layers
 from nni_cafenet.growing import find_growths
+from nni_cafenet.layers import memory_format
 from nni_cafenet.tracing.verify import randomise
 from tests import models
 from tests.built import built, some_subnetworks
@@ -126,7 +127,7 @@ def test_class_keys_modes_and_attributes_are_the_original_s_and_it_is_left_uncha
     name: str, keep_weights: bool
 ) -> None:
     model, _ = built(name)
-    model.double()
+    model.double().to(memory_format=torch.channels_last)
     next(model.children()).eval()
     model(example().double()).sum().backward()
     before = Snapshot(model)
@@ -139,7 +140,7 @@ def test_class_keys_modes_and_attributes_are_the_original_s_and_it_is_left_uncha
     assert [module.training for module in wide.modules()] == [module.training for module in model.modules()]
     for ours, theirs in zip(wide.parameters(), model.parameters(), strict=True):
         assert (ours.dtype, ours.device, ours.requires_grad) == (theirs.dtype, theirs.device, theirs.requires_grad)
-        assert ours.is_leaf and ours.grad is None
+        assert ours.is_leaf and ours.grad is None and memory_format(ours) == memory_format(theirs)
     originals = {tensor.data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
     assert originals.isdisjoint(tensor.data_ptr() for tensor in [*wide.parameters(), *wide.buffers()])
 

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from itertools import chain
 
 import torch
 import torch_pruning
 from torch import nn
 from torch_pruning.pruner import function
 
-from nni_cafenet.layers import CONVOLUTION, axis_size, axis_tensors, check_fits, home_of, resized_attributes
+from nni_cafenet.layers import (
+    CONVOLUTION,
+    axis_size,
+    axis_tensors,
+    check_fits,
+    home_of,
+    memory_format,
+    resized_attributes,
+)
 from nni_cafenet.space import SearchSpace
 from nni_cafenet.widths import IntArray, SubNetwork
 
@@ -24,7 +33,8 @@ BY_TORCH_PRUNING = (CONVOLUTION, nn.Linear, nn.modules.batchnorm._BatchNorm, nn.
 def slice_model(model: nn.Module, space: SearchSpace, sub: SubNetwork) -> nn.Module:
     """A copy of `model` that holds only what `sub` keeps: the original class, the same state_dict keys, smaller layers.
 
-    Mode, requires_grad and device are the original's; gradients are not copied. `model` itself is untouched.
+    Mode, requires_grad, device and memory format are the original's; gradients are not copied. `model` itself is
+    untouched.
 
     Raises:
         UnsupportedModel: `space` was built from another model.
@@ -58,7 +68,16 @@ def slice_layers(model: nn.Module, positions: Positions, *, share: bool = False)
             _slice_tensor(owner, own, int(side.removeprefix("dim")), kept)
     if not share:
         slim.zero_grad(set_to_none=True)
+        _lay_out(slim, model)
     return slim
+
+
+def _lay_out(slim: nn.Module, model: nn.Module) -> None:
+    """Channels last where the model's tensors are: slim tensors come out contiguous."""
+    full = dict(chain(model.named_parameters(), model.named_buffers()))
+    for name, tensor in chain(slim.named_parameters(), slim.named_buffers()):
+        if (kind := memory_format(full[name])) != torch.contiguous_format:
+            tensor.data = tensor.data.to(memory_format=kind)
 
 
 def _cut(model: nn.Module, positions: Positions) -> list[torch.Tensor]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from nni_cafenet.layers import axis_tensors, check_fits, home_of, resized_attributes
+from nni_cafenet.layers import axis_tensors, check_fits, home_of, memory_format, resized_attributes
 from nni_cafenet.widths import IntArray, contiguous_runs
 
 MOST_BLOCKS = 64  # above this one gather per dimension is cheaper than a view for each block
@@ -52,11 +52,7 @@ class TensorSlice:
         shape = list(full.shape)
         for dim, positions in self.kept:
             shape[dim] = len(positions)
-        channels_last = (
-            full.dim() == 4 and not full.is_contiguous() and full.is_contiguous(memory_format=torch.channels_last)
-        )
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        return torch.empty(shape, dtype=full.dtype, device=full.device, memory_format=layout)
+        return torch.empty(shape, dtype=full.dtype, device=full.device, memory_format=memory_format(full))
 
     def views(self, part: torch.Tensor, full: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """(view of the slice, view of the full tensor) for each block."""
@@ -119,6 +115,7 @@ def gather(slices: Sequence[TensorSlice], full: Sequence[torch.Tensor]) -> list[
             part = tensor
             for dim, positions in piece.kept:
                 part = part.index_select(dim, positions.to(tensor.device))
+            part = part.to(memory_format=memory_format(tensor))
         parts.append(part)
     if inner:
         torch._foreach_copy_(inner, outer)

@@ -181,15 +181,19 @@ def test_a_sliced_model_can_be_pickled_saved_and_trained() -> None:
     assert not torch.equal(twin(example()), slim(example()))
 
 
-def test_channels_last_weights_are_sliced_like_others() -> None:
-    model, space = built("residual")
+@pytest.mark.parametrize("name", ["residual", "depthwise"])
+def test_channels_last_weights_are_sliced_like_others_and_stay_so(name: str) -> None:
+    model, space = built(name)
     model.eval()
     sub = some_subnetworks(space)[2]
     expected = slice_model(model, space, sub)(example())
     model = model.to(memory_format=torch.channels_last)
-    torch.testing.assert_close(slice_model(model, space, sub)(example()), expected, rtol=1e-5, atol=1e-6)
+    slim = slice_model(model, space, sub)
+    torch.testing.assert_close(slim(example()), expected, rtol=1e-5, atol=1e-6)
+    as_torch_would = [each.stride() for each in copy.deepcopy(slim).to(memory_format=torch.channels_last).parameters()]
+    assert [each.stride() for each in slim.parameters()] == as_torch_would
     with Supernet(model, space).running(sub):
-        assert model.inner2[0].weight.is_contiguous(memory_format=torch.channels_last)
+        assert [each.stride() for each in model.parameters()] == as_torch_would
         torch.testing.assert_close(model(example()), expected, rtol=1e-5, atol=1e-6)
 
 

@@ -18,7 +18,11 @@ DRAWS = 2000  # of a bootstrap
 
 @dataclass(frozen=True)
 class Agreement:
-    """The mean tau of an arm's supernets with the truth, and what it is above another arm's; 95 % intervals."""
+    """The mean tau of an arm's supernets with the truth, and what it is above another arm's; 95 % intervals.
+
+    Args:
+        together: tau of the mean score of all of them: what an ensemble would rank by.
+    """
 
     arm: str
     widths: str
@@ -26,6 +30,7 @@ class Agreement:
     tau: float
     low: float
     high: float
+    together: float | None = None
     gain: float | None = None
     gain_low: float | None = None
     gain_high: float | None = None
@@ -40,9 +45,9 @@ def agreement(
         paired: scores of this arm and of another one, by supernets of the same seeds; for the gain.
     """
     mean = truths.mean(0)
-    found = Agreement(
-        arm, widths, len(scores), float(np.mean([tau(own, mean) for own in scores])), *bootstrap(scores, truths)
-    )
+    each = float(np.mean([tau(own, mean) for own in scores]))
+    together = tau(scores.mean(0), mean) if len(scores) > 1 else None
+    found = Agreement(arm, widths, len(scores), each, *bootstrap(scores, truths), together)
     if paired is None:
         return found
     gain = np.mean([tau(mine, mean) - tau(other, mean) for mine, other in zip(*paired, strict=True)])

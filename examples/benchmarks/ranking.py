@@ -153,7 +153,7 @@ def report(folder: Path, network: str, score: str, against: str) -> None:
             f"{100 * own.mean(0).std(ddof=1):.2f}; the truth's agreement with itself, split-half tau "
             f"{split_half(own):.2f}"
         )
-        for arm, each in scores.items():
+        for arm, each in tqdm(scores.items(), desc=f"{name}, bootstrap", unit="arm", leave=False):
             both = [] if arm == against else [seed for seed in each if seed in rivals]
             mine, other = (np.array([found[seed][chosen] for seed in both]) for found in (each, rivals))
             every = np.array([found[chosen] for found in each.values()])

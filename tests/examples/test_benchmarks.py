@@ -196,6 +196,8 @@ def test_agreement_is_kendalls_and_its_intervals_hold_it(
     found = agreement.agreement("free", "all", good, truths, (good, bad))
     assert 0.6 < found.low < found.tau < found.high < 1
     assert 0 < found.gain_low < found.gain < found.gain_high
+    assert found.tau < found.together < 1  # what errs by chance alone errs less on average
+    assert agreement.agreement("free", "all", good[:1], truths).together is None
     same = agreement.agreement("free", "all", good, truths, (good, good))
     assert (same.gain, same.gain_low, same.gain_high) == (0, 0, 0)  # paired: A/A is no difference at all
     assert agreement.agreement("fixed", "all", bad, truths).gain is None

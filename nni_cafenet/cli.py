@@ -130,6 +130,13 @@ def _add_job(parser: argparse.ArgumentParser, *, budget: str | None, epochs: int
     parser.add_argument("--offset", type=int, default=1, help="r of locally free sharing; 0 is the fixed pattern")
     parser.add_argument("--candidates", default="sampled", help="sampled, sampled:COUNT or tied (default %(default)s)")
     parser.add_argument(
+        "--score-candidates", help="a score is the best of these; sampled:1 is the fixed pattern's (default: the same)"
+    )
+    parser.add_argument(
+        "--random-share", type=float, default=0.0, metavar="LAMBDA",
+        help="in this first share of the steps a random candidate learns, not the best (default %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
         "--from-dense", action="store_true",
         help="the supernet starts from the trained dense network, its most important channels first",
     )  # fmt: skip
@@ -192,6 +199,7 @@ def _run_job(options: argparse.Namespace, factory: Callable[[], Any], data: Data
         from_dense=options.from_dense, finalists=options.finalists,
         seed=options.seed, command=options.command, sharing=LocallyFree(offset=options.offset),
         searcher=_searcher(options), epochs=options.epochs, candidates=options.candidates,
+        score_candidates=options.score_candidates, random_share=options.random_share,
         sandwich=options.sandwich, distill=options.distill, optimizer_fn=partial(sgd, lr=supernet_lr),
     )  # fmt: skip
     _print(report, options.out)

@@ -135,16 +135,21 @@ def test_what_is_beyond_the_paper_is_a_flag_each(own, tmp_path, monkeypatch):
     arguments = ["search", "--model", f"{own}:net", "--data", f"{own}:data", "--budget", "60%", "--out", str(tmp_path)]
     flags = ["--from-dense", "--sandwich", "--distill", "--from-uniform"]
     assert main(arguments) == main([*arguments, *flags]) == main([*arguments, *flags, "--supernet-lr", "0.2"]) == 0
+    assert main([*arguments, "--random-share", "1", "--score-candidates", "sampled:1"]) == 0
 
     def seen(options):
         made = options["optimizer_fn"]([torch.nn.Parameter(torch.zeros(1))])
         names = ("from_dense", "sandwich", "distill")
         return (*(options[name] for name in names), options["searcher"].from_uniform, made.param_groups[0]["lr"])
 
-    plain, beyond, quick = map(seen, asked)
+    *others, last = asked
+    plain, beyond, quick = map(seen, others)
     assert plain == (False, False, False, False, 0.1)
     assert beyond == (True, True, True, True, pytest.approx(0.1 / 3))
     assert quick == (True, True, True, True, 0.2)
+    assert [(each["random_share"], each["score_candidates"]) for each in (others[0], last)] == [
+        (0, None), (1, "sampled:1")
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

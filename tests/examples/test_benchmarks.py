@@ -190,6 +190,9 @@ def test_agreement_is_kendalls_and_its_intervals_hold_it(
     assert agreement.tau(np.array([1.0, 2, 3, 4]), np.array([1.0, 3, 2, 4])) == pytest.approx(4 / 6)
     assert agreement.tau(np.ones(4), np.arange(4.0)) == 0
     rng = np.random.default_rng(0)
+    one, other, drawn = rng.integers(9, size=(3, 9))
+    fast = agreement.drawn_tau(agreement.order(one), agreement.order(other), np.bincount(drawn, minlength=9))
+    assert fast == pytest.approx(agreement.tau(one[drawn], other[drawn])) and fast != 0
     truth = rng.normal(size=40)
     truths = truth + 0.1 * rng.normal(size=(4, 40))
     good, bad = truth + 0.3 * rng.normal(size=(3, 40)), truth + 2.0 * rng.normal(size=(3, 40))

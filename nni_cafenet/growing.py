@@ -6,14 +6,13 @@ import copy
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 import numpy as np
 import torch
 from torch import nn
 
 from nni_cafenet.errors import UnsupportedModel
-from nni_cafenet.layers import axis_tensors, memory_format, resized_attributes
+from nni_cafenet.layers import axis_tensors, memory_format, named_tensors, resized_attributes
 from nni_cafenet.widths import Axis, IntArray
 
 
@@ -111,7 +110,7 @@ def initialise(wide: nn.Module, model: nn.Module, growths: Growths, *, keep_weig
         UnsupportedModel: a reset_parameters fails.
     """
     grown = _grown_tensors(dict(wide.named_modules()), growths)
-    old, new = _tensors(model), _tensors(wide)
+    old, new = named_tensors(model), named_tensors(wide)
     for name in grown:
         _redraw(new[name], old[name])
     owners = {name.rpartition(".")[0] for name in grown}
@@ -125,14 +124,14 @@ def initialise(wide: nn.Module, model: nn.Module, growths: Growths, *, keep_weig
                     f"({type(error).__name__}: {error}): it must take no arguments and fill the module's own tensors"
                 ) from error
     if keep_weights:
-        for name, tensor in _tensors(wide).items():
+        for name, tensor in named_tensors(wide).items():
             _write(tensor, old[name], grown.get(name, ()))
 
 
 @torch.no_grad()
 def reorder_units(wide: nn.Module, growths: Growths, orders: Mapping[int, IntArray]) -> None:
     """Unit u of each group g, which has grown, gets the values of its unit orders[g][u] along every axis, in place."""
-    tensors = _tensors(wide)
+    tensors = named_tensors(wide)
     for name, dims in _grown_tensors(dict(wide.named_modules()), growths).items():
         for dim, growth in dims:
             source = torch.from_numpy(growth.wider.reordered(orders)).to(tensors[name].device)
@@ -162,10 +161,6 @@ def _grown_tensors(layers: Mapping[str, nn.Module], growths: Growths) -> dict[st
         else:
             found[layer].append((int(side.removeprefix("dim")), growth))  # a bare parameter
     return found
-
-
-def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    return dict(chain(model.named_parameters(), model.named_buffers()))
 
 
 def _write(target: torch.Tensor, old: torch.Tensor, dims: Dims) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 import torch
@@ -74,6 +75,11 @@ def check_fits(layer: nn.Module | None, name: str, side: str, last: int) -> None
             f"the sub-network keeps channel {last} of layer {name!r} on side {side!r}, and the model has "
             f"{size or 'none'} there: use the space built from this model"
         )
+
+
+def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The parameters and buffers of `model`, by their full names."""
+    return dict(chain(model.named_parameters(), model.named_buffers()))
 
 
 def memory_format(tensor: torch.Tensor) -> torch.memory_format:

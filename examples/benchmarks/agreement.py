@@ -112,7 +112,7 @@ def order(values: Numbers) -> Numbers:
 
 
 def drawn_tau(one: Numbers, other: Numbers, times: Numbers) -> float:
-    """What `tau` is of a draw in which each stands so many times, by the two orders of all; a hundred times as fast."""
+    """What `tau` is of a draw in which each stands so many times, by the two orders of all; twenty times as fast."""
     both, own, others = (times @ matrix @ times for matrix in (one * other, one**2, other**2))
     return float(both / math.sqrt(own * others)) if own and others else 0.0
 

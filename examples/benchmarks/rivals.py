@@ -372,7 +372,7 @@ def _fastnas(task: Task) -> SubNetwork:
         constraints = {"flops": 2 * asked}
         try:
             pruned, _ = modelopt.torch.prune.prune(
-                task.copy().to(memory_format=torch.contiguous_format),  # it does not sort channels of others
+                task.copy().to(memory_format=torch.contiguous_format),  # it refuses channels last
                 mode=[("fastnas", fine)], constraints=constraints, dummy_input=task.example,
                 config={
                     "data_loader": few, "collect_func": lambda batch: batch[0], "score_func": scored,

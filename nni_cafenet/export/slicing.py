@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from itertools import chain
 
 import torch
 import torch_pruning
@@ -18,6 +17,7 @@ from nni_cafenet.layers import (
     check_fits,
     home_of,
     memory_format,
+    named_tensors,
     resized_attributes,
 )
 from nni_cafenet.space import SearchSpace
@@ -74,8 +74,8 @@ def slice_layers(model: nn.Module, positions: Positions, *, share: bool = False)
 
 def _lay_out(slim: nn.Module, model: nn.Module) -> None:
     """Channels last where the model's tensors are: slim tensors come out contiguous."""
-    full = dict(chain(model.named_parameters(), model.named_buffers()))
-    for name, tensor in chain(slim.named_parameters(), slim.named_buffers()):
+    full = named_tensors(model)
+    for name, tensor in named_tensors(slim).items():
         if (kind := memory_format(full[name])) != torch.contiguous_format:
             tensor.data = tensor.data.to(memory_format=kind)
 

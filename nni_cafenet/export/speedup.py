@@ -15,7 +15,7 @@ from torch import nn
 
 from nni_cafenet.errors import UnsupportedModel
 from nni_cafenet.export.slicing import slice_model
-from nni_cafenet.layers import axis_tensors, check_fits
+from nni_cafenet.layers import axis_tensors, check_fits, named_tensors
 from nni_cafenet.modes import evaluating, seeded
 from nni_cafenet.nas import compat
 from nni_cafenet.space import SearchSpace
@@ -157,7 +157,7 @@ def _restore(quick: nn.Module, slim: nn.Module) -> None:
 
 def _difference(quick: nn.Module, slim: nn.Module) -> str | None:
     """The first tensors of the two that differ in shape, dtype or values, or None."""
-    ours, theirs = ({**dict(net.named_parameters()), **dict(net.named_buffers())} for net in (slim, quick))
+    ours, theirs = named_tensors(slim), named_tensors(quick)
     if missing := sorted(ours.keys() ^ theirs.keys()):
         return f"it does not have the same tensors ({', '.join(missing[:3])})"
     kinds = {

@@ -23,11 +23,11 @@ from scipy.stats import hmean
 from setting import add_setting, setting_of, trained_again
 from sklearn.linear_model import RidgeCV
 from sklearn.model_selection import LeaveOneOut, cross_val_predict
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from summarise import interval
 
-from nni_cafenet import Budget, Candidate, Evolution, SearchSpace, SubNetwork, Widths
+from nni_cafenet import Budget, Candidate, Evolution, Searcher, SearchSpace, SubNetwork, Widths
 from nni_cafenet.cost import Limits
 from nni_cafenet.files import replacing
 from nni_cafenet.networks import Network, uniform_network
@@ -51,11 +51,12 @@ def main() -> None:
     truth = truths.mean(0)
     assert len(truth) == len(widths), f"{len(truth)} widths were trained alone: first run ranking.py truth"
     features, band = logarithms(space, widths), len(widths) // 2
-    model = make_pipeline(StandardScaler(), RidgeCV(alphas=np.logspace(-1, 2, 7)))
+    model = regression()
     unseen = cross_val_predict(model, features, truth, cv=LeaveOneOut())
     model.fit(features, truth)
     even = hmean(shares(space, widths), axis=1)  # what a supernet has to be better than
-    best = best_of(lambda some: model.predict(logarithms(space, some)), space, limits)
+    evolution = Evolution(population=64, generations=60, from_uniform=True)
+    best = searched(lambda some: model.predict(logarithms(space, some)), evolution, space, limits)[0].subnetwork.widths
     networks = {
         "found": Network(space, SubNetwork.fixed(best)),
         "uniform": uniform_network(space, limits),
@@ -96,19 +97,25 @@ def logarithms(space: SearchSpace, widths: Sequence[Widths]) -> Numbers:
     return np.hstack([logs, logs**2])
 
 
-def best_of(predicted: Callable[[Sequence[Widths]], Numbers], space: SearchSpace, limits: Limits) -> Widths:
-    """The widths within the limits for which most is predicted, by evolution."""
-    evolution = Evolution(population=64, generations=60, from_uniform=True)
-    evolution.begin(space, limits)
+def regression() -> Pipeline:
+    """Accuracies or scores by `logarithms`; with so few widths a ridge is needed, and its weight is chosen by them."""
+    return make_pipeline(StandardScaler(), RidgeCV(alphas=np.logspace(-1, 2, 7)))
+
+
+def searched(
+    predicted: Callable[[Sequence[Widths]], Numbers], searcher: Searcher, space: SearchSpace, limits: Limits
+) -> list[Candidate]:
+    """All that a searcher asks for, scored by a prediction; the highest first."""
+    searcher.begin(space, limits)
     seen: list[Candidate] = []
-    while asked := evolution.ask(64):
+    while asked := searcher.ask(64):
         told = [
             Candidate(SubNetwork.fixed(each), float(score), space.cost.macs(each), space.cost.params(each))
             for each, score in zip(asked, predicted(asked), strict=True)
         ]
-        evolution.tell(told)
+        searcher.tell(told)
         seen += told
-    return max(seen, key=lambda candidate: candidate.score).subnetwork.widths
+    return sorted(seen, key=lambda candidate: -candidate.score)
 
 
 if __name__ == "__main__":

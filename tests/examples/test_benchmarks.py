@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import importlib
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -14,13 +15,13 @@ import numpy as np
 import pytest
 import torch
 
-from nni_cafenet import CafeNetError, count_macs
+from nni_cafenet import Budget, CafeNetError, Evolution, RandomSearch, Widths, build_space, count_macs
 from tests.examples import on_disk
 
 BENCHMARKS = Path(__file__).parents[2] / "examples" / "benchmarks"
 NAMES = (
     "fashion_mnist", "networks", "setting", "rivals", "compare", "again", "summarise", "agreement", "ranking",
-    "ceiling",
+    "ceiling", "searchers",
 )  # fmt: skip
 
 
@@ -183,6 +184,22 @@ def test_differences_are_paired_by_seed(modules: dict[str, ModuleType]) -> None:
     assert "cafenet-e | 3 | 10 |" in summarise.table(cells, "test"), "the dense network's cell may not be there yet"
 
 
+def test_a_searcher_finds_what_is_worth_most_where_scores_are_true(modules: dict[str, ModuleType]) -> None:
+    searchers = modules["searchers"]
+    space = build_space(modules["networks"].NETWORKS["vgg13"](0.125), torch.zeros(1, 1, 16, 16))
+    limits = space.limits(Budget(max_macs="50%"))
+
+    def even(some: Sequence[Widths]) -> np.ndarray:
+        return modules["ceiling"].shares(space, some).min(1)
+
+    landscape = searchers.Landscape(space, limits, even, noise=0.0)
+    true, opposite = (
+        landscape.gains(says, Evolution(population=16, generations=8, from_uniform=True), np.random.default_rng(0))
+        for says in (even, lambda some: -even(some))
+    )
+    assert 0 <= true[0] == true[1] and opposite[0] < 0 == opposite[1], "without noise Uniform wins among finalists"
+
+
 def test_agreement_is_kendalls_and_its_intervals_hold_it(
     modules: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -250,3 +267,13 @@ def test_a_ranking_study_goes_on_and_reports(
     lines = (out / "vgg13-accuracy-against-uniform-bins.csv").read_text().splitlines()
     assert [line.startswith("uniform-bins") == line.endswith(",,,") for line in lines[1:]] == [True] * 6
     assert (out / "vgg13-accuracy.csv").read_text().count("\n") == 1 + 2 * 3 and (out / "vgg13-accuracy.svg").exists()
+
+    made = [Evolution(population=4, generations=2), RandomSearch(evaluations=5)]
+    monkeypatch.setattr(modules["searchers"], "SEARCHERS", [lambda _, searcher=searcher: searcher for searcher in made])
+    known = asked[asked.index("--out") :]  # what is asked of networks is known by now
+    run(modules["searchers"], [*known, "--times", "2"], monkeypatch)
+    with (out / "vgg13-searchers.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["arm"], row["evaluations"], row["searches"]) for row in rows] == [
+        (arm, evaluations, "2") for arm in ("locally-free", "fixed") for evaluations in ("8", "5")
+    ]

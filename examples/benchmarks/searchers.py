@@ -1,0 +1,163 @@
+"""Which searcher finds most, where scores err as a supernet's do? Thousands of searches, none of which runs a network.
+
+    python examples/benchmarks/searchers.py --network vgg13 --out examples/benchmarks/ranking
+
+By the accuracies and scores that ranking.py has collected. What a width is worth is what ceiling.py's regression of the
+widths trained alone says of it; what a supernet says of it is the same regression of that supernet's scores, and noise
+as large as what this leaves unexplained. Every searcher searches every supernet of an arm several times within the
+band's budget. Reported is what the widths that come first are worth, in points above Uniform; and with finalists: of
+the 15 that come first and Uniform, each worth what it is and the noise of one training, the best. The table goes to
+OUT/NETWORK-searchers.csv. How far the regression is off is printed too, for the networks that compare.py's methods have
+found within the same budget and again.py has trained again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass, fields
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from agreement import Numbers, by_seed, tau
+from ceiling import logarithms, regression, searched
+from networks import NETWORKS
+from ranking import Alone, Shared, add_widths, draw, read
+from setting import ARMS, SIZES, Setting, nearest
+from sklearn.model_selection import LeaveOneOut, cross_val_predict
+from tqdm.auto import tqdm
+
+from nni_cafenet import Budget, Evolution, RandomSearch, Searcher, SearchSpace, Widths, uniform_widths
+from nni_cafenet.cost import Limits
+from nni_cafenet.files import replacing
+
+Says = Callable[[Sequence[Widths]], Numbers]  # of each width a number
+FINALISTS = 16
+POPULATIONS = ((16, 8), (16, 24), (32, 12), (64, 6), (25, 40), (50, 20), (100, 10), (50, 80))  # and generations
+SEARCHERS: list[Callable[[int], Searcher]] = [
+    *(
+        partial(lambda p, g, u, seed: Evolution(population=p, generations=g, from_uniform=u, seed=seed), *size, uniform)
+        for uniform in (False, True)
+        for size in POPULATIONS
+    ),
+    *(partial(lambda count, seed: RandomSearch(evaluations=count, seed=seed), n) for n in (128, 384, 1000, 4000)),
+]
+
+
+@dataclass(frozen=True)
+class Row:
+    """Searches by one searcher of the supernets of one arm; points above Uniform, and their standard deviations."""
+
+    arm: str
+    searcher: str
+    evaluations: int
+    searches: int
+    points: float
+    std: float
+    points_of_finalists: float
+    std_of_finalists: float
+
+
+@dataclass(frozen=True, eq=False)
+class Landscape:
+    """What widths are worth, and how far one training strays from that."""
+
+    space: SearchSpace
+    limits: Limits
+    worth: Says
+    noise: float
+
+    def gains(self, says: Says, searcher: Searcher, rng: np.random.Generator) -> tuple[float, float]:
+        """Points above Uniform of what a searcher finds that is told `says`: of its first, and of finalists."""
+        found = searched(says, searcher, self.space, self.limits)
+        uniform = uniform_widths(self.space, self.limits)
+        values = 100 * self.worth([*(one.subnetwork.widths for one in found[: FINALISTS - 1]), uniform])
+        trained = values + rng.normal(0, 100 * self.noise, len(values))
+        return float(values[0] - values[-1]), float(values[trained.argmax()] - values[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", choices=NETWORKS, default="vgg13")
+    parser.add_argument("--size", choices=SIZES, default="small")
+    add_widths(parser)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=["locally-free", "fixed"])
+    parser.add_argument("--times", type=int, default=4, help="searches of each supernet by each searcher")
+    parser.add_argument("--cells", type=Path, help="the folder that compare.py wrote into, to test the regression by")
+    options = parser.parse_args()
+    if options.times < 2:
+        parser.error(f"--times must be at least 2, for a spread, but got {options.times}")
+    space = Setting(options.network, SIZES[options.size], 0, Path(), Path(), torch.device("cpu")).space
+    widths = draw(space, options.widths, options.band)
+    alone = [row for row in read(options.out / "alone.csv", Alone) if row.network == options.network]
+    truths = np.array(list(by_seed(alone, "check").values()))
+    noise = float(truths.std(0, ddof=1).mean()) if len(truths) > 1 else 0.0
+    limits = space.limits(Budget(max_macs=options.band))
+    landscape = Landscape(space, limits, _prediction(space, widths, truths.mean(0)), noise)
+    if options.cells:
+        print(_how_far_off(landscape, options.cells / options.size / options.network))
+    shared = [row for row in read(options.out / "shared.csv", Shared) if row.network == options.network]
+    rows = []
+    for arm in options.arms:
+        scores = by_seed([row for row in shared if row.arm == arm], "accuracy").values()
+        for make in tqdm(SEARCHERS, desc=arm, unit="searcher"):
+            gains = np.array([
+                landscape.gains(_supernet(space, widths, own, rng), make(seed), rng)
+                for own in scores
+                for seed in range(options.times)
+                for rng in [np.random.default_rng(seed)]
+            ])  # fmt: skip
+            mean, std = gains.mean(0), gains.std(0, ddof=1)
+            searcher = make(0)
+            rows.append(Row(arm, _name(searcher), searcher.evaluations, len(gains), mean[0], std[0], mean[1], std[1]))
+    table = [[field.name for field in fields(Row)], *([*map(_short, astuple(row))] for row in rows)]
+    print("\n".join("  ".join(cell.ljust(36 if place == 1 else 12) for place, cell in enumerate(row)) for row in table))
+    with replacing(options.out / f"{options.network}-searchers.csv") as partly, partly.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(table)
+
+
+def _how_far_off(landscape: Landscape, cells: Path) -> str:
+    """Of networks within the landscape's limits that were found by other means, and trained more than once."""
+    space, limits = landscape.space, landscape.limits
+    rows = [json.loads(path.read_text()) for path in sorted(cells.glob("*-scratch-*.json"))]
+    own = [row for row in rows if "again" in row and space.limits(Budget(max_macs=row["budget"])) == limits]
+    predicted = landscape.worth([nearest(space, row["widths"]) for row in own])
+    real = np.array([np.mean([row["check"], *(each["check"] for each in row["again"])]) for row in own])
+    off = 100 * (predicted - real)
+    return (
+        f"the regression, of {len(own)} networks that were found: off by {off.mean():+.2f} points, std "
+        f"{off.std(ddof=1):.2f}; tau {tau(predicted, real):.2f}"
+    )
+
+
+def _prediction(space: SearchSpace, widths: Sequence[Widths], values: Numbers) -> Says:
+    """What a regression of the values of some widths says of any."""
+    model = regression().fit(logarithms(space, widths), values)
+    return lambda some: np.asarray(model.predict(logarithms(space, some)))
+
+
+def _supernet(space: SearchSpace, widths: Sequence[Widths], scores: Numbers, rng: np.random.Generator) -> Says:
+    """What a supernet would say of any widths, by what it said of some."""
+    smooth = _prediction(space, widths, scores)
+    unseen = cross_val_predict(regression(), logarithms(space, widths), scores, cv=LeaveOneOut())
+    noise = float((scores - unseen).std())
+    return lambda some: smooth(some) + rng.normal(0, noise, len(some))
+
+
+def _name(searcher: Searcher) -> str:
+    if isinstance(searcher, Evolution):
+        uniform = ", from Uniform" if searcher.from_uniform else ""
+        return f"evolution {searcher.population} x {searcher.generations}{uniform}"
+    return "random"
+
+
+def _short(value: object) -> str:
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,7 @@
 """What running a sub-network costs, against the same network sliced out as a plain module.
 
     python examples/benchmarks/step_cost.py --out examples/benchmarks/step_cost.json
+    python examples/benchmarks/step_cost.py --device cuda --out step_cost_cuda.json
 
 For each network, on random images: a training step (forward, backward) of the plain sliced network, the same once
 more (A/A, what noise alone gives), a step of the running sub-network, and a min-min step over three candidates. All
@@ -31,13 +32,15 @@ from nni_cafenet.supernet.minmin import minmin_loss
 CASES = (("resnet18", 32, 64), ("resnet18", 96, 32), ("mobilenet_v2", 32, 64), ("mobilenet_v2", 96, 32))
 
 
-def measure(name: str, pixels: int, batch_size: int, *, rounds: int, channels_last: bool) -> dict[str, object]:
+def measure(
+    name: str, pixels: int, batch_size: int, *, rounds: int, channels_last: bool, device: torch.device
+) -> dict[str, object]:
     """Ratios for one network and image size."""
     torch.manual_seed(0)
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    model: nn.Module = getattr(torchvision.models, name)(num_classes=10).to(memory_format=layout).train()
-    images = torch.randn(batch_size, 3, pixels, pixels).to(memory_format=layout)
-    batch = images, torch.randint(0, 10, (batch_size,))
+    model: nn.Module = getattr(torchvision.models, name)(num_classes=10).to(device, memory_format=layout).train()
+    images = torch.randn(batch_size, 3, pixels, pixels).to(device, memory_format=layout)
+    batch = images, torch.randint(0, 10, (batch_size,)).to(device)
     space = build_space(model, images[:1])
     supernet = Supernet(model, space)
     rng = np.random.default_rng(0)
@@ -74,7 +77,7 @@ def measure(name: str, pixels: int, batch_size: int, *, rounds: int, channels_la
         "sub-network, planned anew": fresh_sub_step,
         "min-min of 3": full_minmin_step,
     }
-    ratios, seconds = _interleaved(steps, rounds, label=f"{name} {pixels}px")
+    ratios, seconds = _interleaved(steps, rounds, label=f"{name} {pixels}px", device=device)
     start = time.perf_counter()
     for _ in range(2000):
         space.cost.macs(widths)
@@ -87,7 +90,7 @@ def measure(name: str, pixels: int, batch_size: int, *, rounds: int, channels_la
 
 
 def _interleaved(
-    steps: dict[str, Callable[[], None]], rounds: int, *, label: str
+    steps: dict[str, Callable[[], None]], rounds: int, *, label: str, device: torch.device
 ) -> tuple[dict[str, list[float]], float]:
     """Quartiles of each step's time over the first one's, round by round, and the first one's median in seconds."""
     times: dict[str, list[float]] = {name: [] for name in steps}
@@ -96,6 +99,8 @@ def _interleaved(
         for name in order:
             start = time.perf_counter()
             steps[name]()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)  # kernels run on after the call
             if number >= 2:  # the first rounds warm up
                 times[name].append(time.perf_counter() - start)
     base = next(iter(steps))
@@ -116,15 +121,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("step_cost.json"))
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     cases = [
-        measure(*case, rounds=options.rounds, channels_last=channels_last)
+        measure(*case, rounds=options.rounds, channels_last=channels_last, device=options.device)
         for case in CASES
         for channels_last in (False, True)
     ]
     command = f"python examples/benchmarks/step_cost.py --rounds {options.rounds} --threads {options.threads}"
-    about = {"command": command, "torch": torch.__version__, "python": platform.python_version(), "device": "cpu"}
+    if options.device.type == "cuda":
+        command += f" --device {options.device}"
+    device = torch.cuda.get_device_name(options.device) if options.device.type == "cuda" else "cpu"
+    about = {"command": command, "torch": torch.__version__, "python": platform.python_version(), "device": device}
     options.out.write_text(json.dumps({**about, "ratio_quartiles": "[25%, 50%, 75%]", "cases": cases}, indent=2) + "\n")
     for case in cases:
         layout = "channels_last" if case["channels_last"] else "contiguous"

@@ -136,6 +136,11 @@ class Axis:
         return self.layer, self.side
 
     @cached_property
+    def pattern(self) -> tuple[bytes, bytes]:
+        """Axes of one pattern keep the same positions: a convolution's outputs and their BatchNorm's channels, say."""
+        return self.groups.tobytes(), self.units.tobytes()
+
+    @cached_property
     def by_group(self) -> dict[int, tuple[IntArray, IntArray]]:
         """For each group that runs through: its positions, and the unit of each."""
         present = np.unique(self.groups[self.groups >= 0]).tolist()
@@ -175,9 +180,19 @@ def contiguous_runs(positions: IntArray) -> list[tuple[int, int]]:
 
 
 def kept_positions(axes: Iterable[Axis], kept_units: Sequence[IntArray | None]) -> dict[tuple[str, str], IntArray]:
-    """Positions that stay, by (layer, side), for every axis that `kept_units` (see Axis.positions) narrows."""
-    found = ((axis.key, axis.positions(kept_units)) for axis in axes)
-    return {key: positions for key, positions in found if positions is not None}
+    """Positions that stay, by (layer, side), for every axis that `kept_units` (see Axis.positions) narrows.
+
+    Axes of one pattern share one array.
+    """
+    by_pattern: dict[tuple[bytes, bytes], IntArray | None] = {}
+    found: dict[tuple[str, str], IntArray] = {}
+    for axis in axes:
+        if axis.pattern not in by_pattern:
+            by_pattern[axis.pattern] = axis.positions(kept_units)
+        positions = by_pattern[axis.pattern]
+        if positions is not None:
+            found[axis.key] = positions
+    return found
 
 
 @dataclass(frozen=True)

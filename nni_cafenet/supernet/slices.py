@@ -6,12 +6,12 @@ blocks of the full one; torch._foreach_copy_ copies all blocks of all tensors in
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -21,6 +21,22 @@ from nni_cafenet.widths import IntArray, contiguous_runs
 MOST_BLOCKS = 64  # above this one gather per dimension is cheaper than a view for each block
 
 Block = tuple[tuple[int, int, int, int], ...]  # (dimension, start in the slice, start in the full tensor, length)
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """Positions that stay along a dimension, as an index and as runs."""
+
+    index: torch.Tensor
+    runs: tuple[tuple[int, int, int], ...]  # (start in the slice, start in the full tensor, length)
+
+    @classmethod
+    def of(cls, positions: IntArray) -> Kept:
+        placed, start = [], 0
+        for source, length in contiguous_runs(positions):
+            placed.append((start, source, length))
+            start += length
+        return cls(torch.from_numpy(positions), tuple(placed))
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,12 +72,16 @@ class TensorSlice:
 
     def views(self, part: torch.Tensor, full: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """(view of the slice, view of the full tensor) for each block."""
+        inner, outer = part.stride(), full.stride()
         pairs = []
         for block in self.blocks:
-            inner, outer = part, full
+            size, into, out_of = list(part.shape), part.storage_offset(), full.storage_offset()
             for dim, start, source, length in block:
-                inner, outer = inner.narrow(dim, start, length), outer.narrow(dim, source, length)
-            pairs.append((inner, outer))
+                size[dim] = length
+                into += start * inner[dim]
+                out_of += source * outer[dim]
+            # one call each, where narrow would be one for each dimension
+            pairs.append((part.as_strided(size, inner, into), full.as_strided(size, outer, out_of)))
         return pairs
 
 
@@ -81,18 +101,20 @@ def plan_slices(model: nn.Module, positions: Mapping[tuple[str, str], IntArray])
         UnsupportedModel: the positions do not fit the model.
     """
     layers = dict(model.named_modules())
-    dims: dict[tuple[nn.Module, str], dict[int, IntArray]] = {}
+    dims: dict[tuple[nn.Module, str], dict[int, Kept]] = {}
     attributes: list[tuple[nn.Module, str, Any]] = []
-    for (name, side), kept in positions.items():
-        layer = layers.get(name)
-        check_fits(layer, name, side, int(kept[-1]))
+    by_array = {id(each): each for each in positions.values()}  # axes of one pattern share it
+    prepared = {name: Kept.of(each) for name, each in by_array.items()}
+    for (name, side), places in positions.items():
+        layer, kept = layers.get(name), prepared[id(places)]
+        check_fits(layer, name, side, int(places[-1]))
         if layer is None:
             owner, attribute, _ = home_of(model, name)
             dims.setdefault((owner, attribute), {})[int(side.removeprefix("dim"))] = kept
             continue
         for tensor, dim in axis_tensors(layer, side):
             dims.setdefault((layer, tensor), {})[dim] = kept
-        attributes += [(layer, key, value) for key, value in resized_attributes(layer, side, len(kept)).items()]
+        attributes += [(layer, key, value) for key, value in resized_attributes(layer, side, len(places)).items()]
     slices = [_tensor_slice(owner, name, kept) for (owner, name), kept in dims.items()]
     return SlicePlan(
         tuple(piece for piece in slices if piece.is_parameter),
@@ -164,20 +186,8 @@ class Sliced(torch.autograd.Function):
         return None, *scatter(ctx.slices, gradients, ctx.full)
 
 
-def _tensor_slice(owner: nn.Module, name: str, kept: dict[int, IntArray]) -> TensorSlice:
-    runs = {dim: contiguous_runs(positions) for dim, positions in kept.items()}
-    blocks: list[Block] = []
-    if np.prod([len(runs[dim]) for dim in runs]) <= MOST_BLOCKS:
-        for choice in product(*([(dim, *run) for run in _placed(runs[dim])] for dim in runs)):
-            blocks.append(choice)
-    index = tuple((dim, torch.from_numpy(positions)) for dim, positions in sorted(kept.items()))
-    return TensorSlice(owner, name, index, tuple(blocks))
-
-
-def _placed(runs: list[tuple[int, int]]) -> list[tuple[int, int, int]]:
-    """Each run as (start in the slice, start in the full tensor, length)."""
-    placed, start = [], 0
-    for source, length in runs:
-        placed.append((start, source, length))
-        start += length
-    return placed
+def _tensor_slice(owner: nn.Module, name: str, kept: dict[int, Kept]) -> TensorSlice:
+    blocks: tuple[Block, ...] = ()
+    if math.prod(len(each.runs) for each in kept.values()) <= MOST_BLOCKS:
+        blocks = tuple(product(*([(dim, *run) for run in each.runs] for dim, each in kept.items())))
+    return TensorSlice(owner, name, tuple((dim, each.index) for dim, each in sorted(kept.items())), blocks)

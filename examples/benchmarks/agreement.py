@@ -118,7 +118,7 @@ def drawn_tau(one: Numbers, other: Numbers, times: Numbers) -> float:
 
 
 def draw_agreement(rows: Sequence[Agreement], title: str) -> Figure:
-    """Tau and its interval by arm, of all widths and of those in the band."""
+    """Tau and its interval by arm, of all widths and of those in the band; hollow, of the supernets' mean score."""
     figure = Figure(figsize=(9, 1.2 + 0.22 * len(rows)), layout="constrained")
     for axes, name in zip(figure.subplots(1, 2, sharey=True), ("all", "band"), strict=True):
         own = [row for row in rows if row.widths == name][::-1]
@@ -126,9 +126,11 @@ def draw_agreement(rows: Sequence[Agreement], title: str) -> Figure:
             color = "#D55E00" if row.arm == "fixed" else "#0072B2"
             axes.plot([row.low, row.high], [place, place], color=color, linewidth=2, alpha=0.5)
             axes.plot(row.tau, place, "o", color=color)
+            if row.together is not None:
+                axes.plot(row.together, place, "o", color=color, markerfacecolor="none")
         axes.set_yticks(range(len(own)), [f"{row.arm} ({row.supernets})" for row in own], fontsize=8)
         axes.set_title({"all": "all widths", "band": "widths of one budget"}[name], fontsize=10)
         axes.set_xlabel("tau, 95 % interval")
         axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(f"{title}; filled: mean of the supernets, hollow: of their mean score", fontsize=11)
     return figure

@@ -5,10 +5,10 @@
 By the accuracies and scores that ranking.py has collected. What a width is worth is what ceiling.py's regression of the
 widths trained alone says of it; what a supernet says of it is the same regression of that supernet's scores, and noise
 as large as what this leaves unexplained. Every searcher searches every supernet of an arm several times within the
-band's budget. Reported is what the widths that come first are worth, in points above Uniform; and with finalists: of
-the 15 that come first and Uniform, each worth what it is and the noise of one training, the best. The table goes to
-OUT/NETWORK-searchers.csv. How far the regression is off is printed too, for the networks that compare.py's methods have
-found within the same budget and again.py has trained again.
+band's budget, and what all of them say together, their mean. Reported is what the widths that come first are worth, in
+points above Uniform; and with finalists: of the 15 that come first and Uniform, each worth what it is and the noise of
+one training, the best. The table goes to OUT/NETWORK-searchers.csv. How far the regression is off is printed too, for
+the networks that compare.py's methods have found within the same budget and again.py has trained again.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, fields
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -103,19 +104,28 @@ def main() -> None:
     shared = [row for row in read(options.out / "shared.csv", Shared) if row.network == options.network]
     rows = []
     for arm in options.arms:
-        scores = by_seed([row for row in shared if row.arm == arm], "accuracy").values()
-        for make in tqdm(SEARCHERS, desc=arm, unit="searcher"):
+        scores = np.array(list(by_seed([row for row in shared if row.arm == arm], "accuracy").values()))
+        asked = {arm: scores}
+        if len(scores) > 1:
+            asked[f"{arm}, together"] = scores.mean(0, keepdims=True)
+        for (name, supernets), make in tqdm(list(product(asked.items(), SEARCHERS)), desc=arm, unit="searcher"):
+            seeds = range(options.times * len(scores) // len(supernets))
             gains = np.array([
                 landscape.gains(_supernet(space, widths, own, rng), make(seed), rng)
-                for own in scores
-                for seed in range(options.times)
+                for own in supernets
+                for seed in seeds
                 for rng in [np.random.default_rng(seed)]
             ])  # fmt: skip
             mean, std = gains.mean(0), gains.std(0, ddof=1)
             searcher = make(0)
-            rows.append(Row(arm, _name(searcher), searcher.evaluations, len(gains), mean[0], std[0], mean[1], std[1]))
+            rows.append(Row(name, _name(searcher), searcher.evaluations, len(gains), mean[0], std[0], mean[1], std[1]))
     table = [[field.name for field in fields(Row)], *([*map(_short, astuple(row))] for row in rows)]
-    print("\n".join("  ".join(cell.ljust(36 if place == 1 else 12) for place, cell in enumerate(row)) for row in table))
+    print(
+        "\n".join(
+            "  ".join(cell.ljust((24, 36)[place] if place < 2 else 12) for place, cell in enumerate(row))
+            for row in table
+        )
+    )
     with replacing(options.out / f"{options.network}-searchers.csv") as partly, partly.open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(table)
 

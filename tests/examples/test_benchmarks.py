@@ -258,6 +258,9 @@ def test_a_ranking_study_goes_on_and_reports(
     assert all(ceiling[name]["macs"] <= most and len(ceiling[name]["trainings"]) == 2 for name in ("found", "uniform"))
     gains = [ceiling["found"]["trainings"][i]["test"] - ceiling["uniform"]["trainings"][i]["test"] for i in range(2)]
     assert ceiling["points_above_uniform_test"]["mean"] == pytest.approx(100 * np.mean(gains))
+    run(modules["ceiling"], [*asked, "--times", "2", "--budget", "50%"], monkeypatch)
+    half = json.loads((out / "vgg13-ceiling-50.json").read_text())
+    assert half["budget"] == "50%" and most < half["uniform"]["macs"]
 
     run(ranking, ["supernets", *asked, "--seeds", "0", "--arms", "locally-free", "fixed", "uniform-bins"], monkeypatch)
     capsys.readouterr()

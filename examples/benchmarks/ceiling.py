@@ -6,8 +6,10 @@ The accuracies of the widths that `ranking.py truth` trained alone are regressed
 on the squares of these: by sixty trainings, which no search could afford. Evolution finds the widths within a budget,
 the band's unless told, for which that predicts most; these and Uniform are then trained several times. What they gain
 over Uniform, with Student's interval of 95 %, is about what there is to gain: a supernet that ranks widths worse than
-that regression should not be expected to find more. All is in OUT/NETWORK-ceiling.json (NETWORK-ceiling-5.json for
---budget 5%); the same command goes on where it was.
+that regression should not be expected to find more. With --by ARM the mean scores of that arm's supernets, as
+`ranking.py supernets` has collected them, stand in the place of the truth: what several supernets find together. All is
+in OUT/NETWORK-ceiling.json (NETWORK-ceiling-5-fixed.json for --budget 5% --by fixed); the same command goes on where it
+was.
 """
 
 from __future__ import annotations
@@ -19,9 +21,9 @@ from typing import Any
 
 import numpy as np
 from agreement import Numbers, by_seed, tau
-from ranking import Alone, add_widths, draw, read
+from ranking import Alone, Shared, add_widths, draw, read
 from scipy.stats import hmean
-from setting import add_setting, setting_of, trained_again
+from setting import ARMS, add_setting, setting_of, trained_again
 from sklearn.linear_model import RidgeCV
 from sklearn.model_selection import LeaveOneOut, cross_val_predict
 from sklearn.pipeline import Pipeline, make_pipeline
@@ -42,6 +44,7 @@ def main() -> None:
     add_widths(parser)
     parser.add_argument("--times", type=int, default=4, help="trainings of the found network and of Uniform")
     parser.add_argument("--budget", help="within which widths are looked for; the band's unless given")
+    parser.add_argument("--by", choices=ARMS, help="the arm whose supernets are asked instead of the truth")
     options = parser.parse_args()
     budget = options.budget or options.band
     if options.times < 2:
@@ -54,9 +57,12 @@ def main() -> None:
     truth = truths.mean(0)
     assert len(truth) == len(widths), f"{len(truth)} widths were trained alone: first run ranking.py truth"
     features, band = logarithms(space, widths), len(widths) // 2
+    shared = [row for row in read(options.out / "shared.csv", Shared) if row.network == options.network]
+    own = [row for row in shared if row.arm == options.by]
+    asked = np.array(list(by_seed(own, "accuracy").values())) if options.by else truths
     model = regression()
-    unseen = cross_val_predict(model, features, truth, cv=LeaveOneOut())
-    model.fit(features, truth)
+    unseen = cross_val_predict(model, features, asked.mean(0), cv=LeaveOneOut())
+    model.fit(features, asked.mean(0))
     even = hmean(shares(space, widths), axis=1)  # what a supernet has to be better than
     evolution = Evolution(population=64, generations=60, from_uniform=True)
     best = searched(lambda some: model.predict(logarithms(space, some)), evolution, space, limits)[0].subnetwork.widths
@@ -65,7 +71,7 @@ def main() -> None:
         "uniform": uniform_network(space, limits),
     }
     report: dict[str, Any] = {
-        "network": options.network, "budget": budget, "trained_alone": list(truths.shape),
+        "network": options.network, "budget": budget, "by": options.by or "the truth", "regressed": list(asked.shape),
         "tau_of_the_regression": {"all": tau(unseen, truth), "band": tau(unseen[:band], truth[:band])},
         "tau_of_evenness": {"all": tau(even, truth), "band": tau(even[:band], truth[:band])},
         "mean_of_the_band": float(truth[:band].mean()),
@@ -84,7 +90,8 @@ def main() -> None:
         mean, low, high = interval([100 * (one - other) for one, other in zip(found, uniform, strict=True)])
         report[f"points_above_uniform_{split}"] = {"mean": mean, "low": low, "high": high}
     print(json.dumps(report, indent=1))
-    name = f"{options.network}-ceiling" + ("" if budget == options.band else f"-{budget.rstrip('%')}")
+    parts = [options.network, "ceiling", "" if budget == options.band else budget.rstrip("%"), options.by]
+    name = "-".join(filter(None, parts))
     with replacing(options.out / f"{name}.json") as partial:
         partial.write_text(json.dumps(report, indent=1) + "\n")
 

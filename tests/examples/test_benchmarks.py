@@ -253,7 +253,7 @@ def test_a_ranking_study_goes_on_and_reports(
 
     run(modules["ceiling"], [*asked, "--times", "2"], monkeypatch)
     ceiling = json.loads((out / "vgg13-ceiling.json").read_text())
-    assert ceiling["trained_alone"] == [2, 6]
+    assert ceiling["regressed"] == [2, 6]
     assert all(-1 <= ceiling[f"tau_of_{who}"]["band"] <= 1 for who in ("the_regression", "evenness"))
     assert all(ceiling[name]["macs"] <= most and len(ceiling[name]["trainings"]) == 2 for name in ("found", "uniform"))
     gains = [ceiling["found"]["trainings"][i]["test"] - ceiling["uniform"]["trainings"][i]["test"] for i in range(2)]
@@ -270,6 +270,10 @@ def test_a_ranking_study_goes_on_and_reports(
     lines = (out / "vgg13-accuracy-against-uniform-bins.csv").read_text().splitlines()
     assert [line.startswith("uniform-bins") == line.endswith(",,,") for line in lines[1:]] == [True] * 6
     assert (out / "vgg13-accuracy.csv").read_text().count("\n") == 1 + 2 * 3 and (out / "vgg13-accuracy.svg").exists()
+
+    run(modules["ceiling"], [*asked, "--times", "2", "--by", "fixed"], monkeypatch)
+    by = json.loads((out / "vgg13-ceiling-fixed.json").read_text())
+    assert (by["by"], by["regressed"], by["uniform"]) == ("fixed", [1, 6], ceiling["uniform"])
 
     made = [Evolution(population=4, generations=2), RandomSearch(evaluations=5)]
     monkeypatch.setattr(modules["searchers"], "SEARCHERS", [lambda _, searcher=searcher: searcher for searcher in made])

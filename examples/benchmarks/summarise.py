@@ -33,7 +33,7 @@ COLORS = {
     "baseline": "#D55E00",
 }
 POINTS = 8  # of accuracy below the best that a panel shows
-BASELINES = ("dense", "uniform", "random")
+BASELINES = ("dense", "uniform", "uniform-sorted", "random")
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,8 @@ def draw(cells: Sequence[Cell], title: str, split: str) -> Figure:
             axes.plot(mean, place, "|", color=color, markersize=13, markeredgewidth=2.5)
             if line.method == "uniform":
                 axes.axvline(mean, color=color, linewidth=0.8, linestyle=":")
-        axes.set_xlim(left=floor)
+        if 100 * ranked[0].mean < floor:
+            axes.set_xlim(left=floor)
         axes.set_ylim(-0.7, len(ranked) - 0.3)
         axes.set_yticks(range(len(ranked)), [line.method for line in ranked], fontsize=8)
         for label, line in zip(axes.get_yticklabels(), ranked, strict=True):

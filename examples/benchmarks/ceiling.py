@@ -35,6 +35,7 @@ from nni_cafenet.cost import Limits
 from nni_cafenet.files import replacing
 from nni_cafenet.networks import Network, uniform_network
 
+Says = Callable[[Sequence[Widths]], Numbers]  # of each width a number
 APART = 2000  # seeds of the trainings
 
 
@@ -56,16 +57,16 @@ def main() -> None:
     truths = np.array(list(by_seed(alone, "check").values()))
     truth = truths.mean(0)
     assert len(truth) == len(widths), f"{len(truth)} widths were trained alone: first run ranking.py truth"
-    features, band = logarithms(space, widths), len(widths) // 2
-    shared = [row for row in read(options.out / "shared.csv", Shared) if row.network == options.network]
-    own = [row for row in shared if row.arm == options.by]
-    asked = np.array(list(by_seed(own, "accuracy").values())) if options.by else truths
-    model = regression()
-    unseen = cross_val_predict(model, features, asked.mean(0), cv=LeaveOneOut())
-    model.fit(features, asked.mean(0))
+    asked, band = truths, len(widths) // 2
+    if options.by:
+        shared = read(options.out / "shared.csv", Shared)
+        own = [row for row in shared if (row.network, row.arm) == (options.network, options.by)]
+        asked = np.array(list(by_seed(own, "accuracy").values()))
+    unseen = predicted_unseen(space, widths, asked.mean(0))
     even = hmean(shares(space, widths), axis=1)  # what a supernet has to be better than
     evolution = Evolution(population=64, generations=60, from_uniform=True)
-    best = searched(lambda some: model.predict(logarithms(space, some)), evolution, space, limits)[0].subnetwork.widths
+    says = prediction(space, widths, asked.mean(0))
+    best = searched(says, evolution, space, limits)[0].subnetwork.widths
     networks = {
         "found": Network(space, SubNetwork.fixed(best)),
         "uniform": uniform_network(space, limits),
@@ -113,16 +114,25 @@ def regression() -> Pipeline:
     return make_pipeline(StandardScaler(), RidgeCV(alphas=np.logspace(-1, 2, 7)))
 
 
-def searched(
-    predicted: Callable[[Sequence[Widths]], Numbers], searcher: Searcher, space: SearchSpace, limits: Limits
-) -> list[Candidate]:
-    """All that a searcher asks for, scored by a prediction; the highest first."""
+def prediction(space: SearchSpace, widths: Sequence[Widths], values: Numbers) -> Says:
+    """What the regression of the values of some widths says of any."""
+    model = regression().fit(logarithms(space, widths), values)
+    return lambda some: np.asarray(model.predict(logarithms(space, some)))
+
+
+def predicted_unseen(space: SearchSpace, widths: Sequence[Widths], values: Numbers) -> Numbers:
+    """What it says of each of them if it has seen the others alone; shape (widths,)."""
+    return np.asarray(cross_val_predict(regression(), logarithms(space, widths), values, cv=LeaveOneOut()))
+
+
+def searched(says: Says, searcher: Searcher, space: SearchSpace, limits: Limits) -> list[Candidate]:
+    """All that a searcher asks for, scored by what a prediction says of it; the highest first."""
     searcher.begin(space, limits)
     seen: list[Candidate] = []
     while asked := searcher.ask(64):
         told = [
             Candidate(SubNetwork.fixed(each), float(score), space.cost.macs(each), space.cost.params(each))
-            for each, score in zip(asked, predicted(asked), strict=True)
+            for each, score in zip(asked, says(asked), strict=True)
         ]
         searcher.tell(told)
         seen += told

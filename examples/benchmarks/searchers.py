@@ -25,18 +25,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from agreement import Numbers, by_seed, tau
-from ceiling import logarithms, regression, searched
+from ceiling import Says, predicted_unseen, prediction, searched
 from networks import NETWORKS
 from ranking import Alone, Shared, add_widths, draw, read
 from setting import ARMS, SIZES, Setting, nearest
-from sklearn.model_selection import LeaveOneOut, cross_val_predict
 from tqdm.auto import tqdm
 
 from nni_cafenet import Budget, Evolution, RandomSearch, Searcher, SearchSpace, Widths, uniform_widths
 from nni_cafenet.cost import Limits
 from nni_cafenet.files import replacing
 
-Says = Callable[[Sequence[Widths]], Numbers]  # of each width a number
 FINALISTS = 16
 POPULATIONS = ((16, 8), (32, 12), (25, 40), (50, 20), (100, 10))  # and generations
 SEARCHERS: list[Callable[[int], Searcher]] = [
@@ -64,6 +62,22 @@ class Row:
 
 
 @dataclass(frozen=True, eq=False)
+class Simulated:
+    """What a supernet would say of any widths, by what it said of some."""
+
+    smooth: Says
+    noise: float
+
+    @classmethod
+    def of(cls, space: SearchSpace, widths: Sequence[Widths], scores: Numbers) -> Simulated:
+        unexplained = scores - predicted_unseen(space, widths, scores)
+        return cls(prediction(space, widths, scores), float(unexplained.std()))
+
+    def says(self, some: Sequence[Widths], rng: np.random.Generator) -> Numbers:
+        return self.smooth(some) + rng.normal(0, self.noise, len(some))
+
+
+@dataclass(frozen=True, eq=False)
 class Landscape:
     """What widths are worth, and how far one training strays from that."""
 
@@ -72,9 +86,9 @@ class Landscape:
     worth: Says
     noise: float
 
-    def gains(self, says: Says, searcher: Searcher, rng: np.random.Generator) -> tuple[float, float]:
-        """Points above Uniform of what a searcher finds that is told `says`: of its first, and of finalists."""
-        found = searched(says, searcher, self.space, self.limits)
+    def gains(self, supernet: Simulated, searcher: Searcher, rng: np.random.Generator) -> tuple[float, float]:
+        """Points above Uniform of what a searcher finds that asks a supernet: of its first, and of finalists."""
+        found = searched(lambda some: supernet.says(some, rng), searcher, self.space, self.limits)
         uniform = uniform_widths(self.space, self.limits)
         values = 100 * self.worth([*(one.subnetwork.widths for one in found[: FINALISTS - 1]), uniform])
         trained = values + rng.normal(0, 100 * self.noise, len(values))
@@ -98,23 +112,22 @@ def main() -> None:
     truths = np.array(list(by_seed(alone, "check").values()))
     noise = float(truths.std(0, ddof=1).mean()) if len(truths) > 1 else 0.0
     limits = space.limits(Budget(max_macs=options.band))
-    landscape = Landscape(space, limits, _prediction(space, widths, truths.mean(0)), noise)
+    landscape = Landscape(space, limits, prediction(space, widths, truths.mean(0)), noise)
     if options.cells:
         print(_how_far_off(landscape, options.cells / options.size / options.network))
     shared = [row for row in read(options.out / "shared.csv", Shared) if row.network == options.network]
     rows = []
     for arm in options.arms:
         scores = np.array(list(by_seed([row for row in shared if row.arm == arm], "accuracy").values()))
-        asked = {arm: scores}
+        asked = {arm: [Simulated.of(space, widths, own) for own in scores]}
         if len(scores) > 1:
-            asked[f"{arm}, together"] = scores.mean(0, keepdims=True)
+            asked[f"{arm}, together"] = [Simulated.of(space, widths, scores.mean(0))]
         for (name, supernets), make in tqdm(list(product(asked.items(), SEARCHERS)), desc=arm, unit="searcher"):
             seeds = range(options.times * len(scores) // len(supernets))
             gains = np.array([
-                landscape.gains(_supernet(space, widths, own, rng), make(seed), rng)
-                for own in supernets
+                landscape.gains(supernet, make(seed), np.random.default_rng(seed))
+                for supernet in supernets
                 for seed in seeds
-                for rng in [np.random.default_rng(seed)]
             ])  # fmt: skip
             mean, std = gains.mean(0), gains.std(0, ddof=1)
             searcher = make(0)
@@ -142,20 +155,6 @@ def _how_far_off(landscape: Landscape, cells: Path) -> str:
         f"the regression, of {len(own)} networks that were found: off by {off.mean():+.2f} points, std "
         f"{off.std(ddof=1):.2f}; tau {tau(predicted, real):.2f}"
     )
-
-
-def _prediction(space: SearchSpace, widths: Sequence[Widths], values: Numbers) -> Says:
-    """What a regression of the values of some widths says of any."""
-    model = regression().fit(logarithms(space, widths), values)
-    return lambda some: np.asarray(model.predict(logarithms(space, some)))
-
-
-def _supernet(space: SearchSpace, widths: Sequence[Widths], scores: Numbers, rng: np.random.Generator) -> Says:
-    """What a supernet would say of any widths, by what it said of some."""
-    smooth = _prediction(space, widths, scores)
-    unseen = cross_val_predict(regression(), logarithms(space, widths), scores, cv=LeaveOneOut())
-    noise = float((scores - unseen).std())
-    return lambda some: smooth(some) + rng.normal(0, noise, len(some))
 
 
 def _name(searcher: Searcher) -> str:

@@ -103,8 +103,8 @@ def plan_slices(model: nn.Module, positions: Mapping[tuple[str, str], IntArray])
     layers = dict(model.named_modules())
     dims: dict[tuple[nn.Module, str], dict[int, Kept]] = {}
     attributes: list[tuple[nn.Module, str, Any]] = []
-    by_array = {id(each): each for each in positions.values()}  # axes of one pattern share it
-    prepared = {name: Kept.of(each) for name, each in by_array.items()}
+    arrays = {id(each): each for each in positions.values()}  # axes of one pattern share one
+    prepared = {key: Kept.of(each) for key, each in arrays.items()}
     for (name, side), places in positions.items():
         layer, kept = layers.get(name), prepared[id(places)]
         check_fits(layer, name, side, int(places[-1]))

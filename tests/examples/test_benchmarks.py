@@ -194,7 +194,11 @@ def test_a_searcher_finds_what_is_worth_most_where_scores_are_true(modules: dict
 
     landscape = searchers.Landscape(space, limits, even, noise=0.0)
     true, opposite = (
-        landscape.gains(says, Evolution(population=16, generations=8, from_uniform=True), np.random.default_rng(0))
+        landscape.gains(
+            searchers.Simulated(says, noise=0.0),
+            Evolution(population=16, generations=8, from_uniform=True),
+            np.random.default_rng(0),
+        )
         for says in (even, lambda some: -even(some))
     )
     assert 0 <= true[0] == true[1] and opposite[0] < 0 == opposite[1], "without noise Uniform wins among finalists"

@@ -23,6 +23,7 @@ from nni_cafenet.result import Result as Result
 from nni_cafenet.run import search_widths as search_widths
 from nni_cafenet.search.evolution import Evolution as Evolution
 from nni_cafenet.search.greedy import Greedy as Greedy
+from nni_cafenet.search.predictor import PredictorSearch as PredictorSearch
 from nni_cafenet.search.random_search import RandomSearch as RandomSearch
 from nni_cafenet.search.searcher import Candidate as Candidate
 from nni_cafenet.search.searcher import Searcher as Searcher

@@ -25,6 +25,7 @@ from nni_cafenet.errors import CafeNetError, nearest
 from nni_cafenet.report import Report, read_report, summary_table, write_report
 from nni_cafenet.search.evolution import Evolution
 from nni_cafenet.search.greedy import Greedy
+from nni_cafenet.search.predictor import PredictorSearch
 from nni_cafenet.search.random_search import RandomSearch
 from nni_cafenet.search.searcher import Searcher
 from nni_cafenet.sharing import LocallyFree
@@ -127,7 +128,7 @@ def _add_job(parser: argparse.ArgumentParser, *, budget: str | None, epochs: int
         help="train the N - 1 best and Uniform shortly, and go on with the better half (default: trust the supernet)",
     )  # fmt: skip
     parser.add_argument("--lr", type=_rate, default=0.1, help="learning rate of SGD (default %(default)s)")
-    parser.add_argument("--offset", type=int, default=1, help="r of locally free sharing; 0 is the fixed pattern")
+    parser.add_argument("--offset", type=int, help="r of locally free sharing (default 1); 0 is the fixed pattern")
     parser.add_argument("--candidates", default="sampled", help="sampled, sampled:COUNT or tied (default %(default)s)")
     parser.add_argument(
         "--score-candidates", help="a score is the best of these; sampled:1 is the fixed pattern's (default: the same)"
@@ -145,7 +146,12 @@ def _add_job(parser: argparse.ArgumentParser, *, budget: str | None, epochs: int
     )
     parser.add_argument("--sandwich", action="store_true", help="the largest and smallest learn in every step")
     parser.add_argument("--distill", action="store_true", help="networks learn from the largest one's answers")
-    parser.add_argument("--searcher", choices=("evolution", "random", "greedy"), default="evolution")
+    parser.add_argument(
+        "--train-each", type=int, default=0, metavar="N",
+        help="no supernet: train what the searcher asks for by itself, N epochs; with --searcher predictor",
+    )  # fmt: skip
+    parser.add_argument("--supernets", type=int, default=1, metavar="N", help="score by the mean of N (default 1)")
+    parser.add_argument("--searcher", choices=("evolution", "random", "greedy", "predictor"), default="evolution")
     parser.add_argument("--from-uniform", action="store_true", help="evolution starts from Uniform too")
     parser.add_argument("--population", type=int, default=20, help="of a generation (default %(default)s)")
     parser.add_argument(
@@ -196,10 +202,11 @@ def _run_job(options: argparse.Namespace, factory: Callable[[], Any], data: Data
         factory, space, data, example_inputs=example,
         budget=Budget(max_macs=_number(options.budget), max_params=_number(options.max_params)),
         recipe=Recipe(options.train_epochs, partial(sgd, lr=options.lr)), folder=options.out, runs=options.runs,
-        from_dense=options.from_dense, finalists=options.finalists,
-        seed=options.seed, command=options.command, sharing=LocallyFree(offset=options.offset),
-        searcher=_searcher(options), epochs=options.epochs, candidates=options.candidates,
-        score_candidates=options.score_candidates, random_share=options.random_share,
+        from_dense=options.from_dense, supernets=options.supernets, finalists=options.finalists,
+        seed=options.seed, command=options.command,
+        sharing=None if options.offset is None else LocallyFree(offset=options.offset),
+        searcher=_searcher(options), epochs=options.epochs, train_each=options.train_each,
+        candidates=options.candidates, score_candidates=options.score_candidates, random_share=options.random_share,
         sandwich=options.sandwich, distill=options.distill, optimizer_fn=partial(sgd, lr=supernet_lr),
     )  # fmt: skip
     _print(report, options.out)
@@ -230,6 +237,8 @@ def _bin_sizes(options: argparse.Namespace) -> dict[str, BinRule | int]:
 def _searcher(options: argparse.Namespace) -> Searcher:
     if options.searcher == "random":
         return RandomSearch(evaluations=options.population * options.generations, seed=options.seed)
+    if options.searcher == "predictor":
+        return PredictorSearch(evaluations=options.population * options.generations, seed=options.seed)
     if options.searcher == "greedy":
         return Greedy(steps=options.generations)
     return Evolution(

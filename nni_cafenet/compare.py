@@ -60,6 +60,7 @@ def compare_widths(
     folder: str | os.PathLike[str],
     runs: int = 3,
     from_dense: bool = False,
+    supernets: int = 1,
     finalists: int = 1,
     seed: int = 0,
     loss_fn: LossFn | TorchLoss | nn.Module = cross_entropy,
@@ -85,6 +86,8 @@ def compare_widths(
         runs: trainings of each network.
         from_dense: whether the supernet starts from the trained dense network of the first run, its most important
             channels first; it is trained anyway. Goes with a small learning rate, sandwich=True and distill=True.
+        supernets: how many are trained; a score is the mean of theirs. Each has an initialisation of its own, or starts
+            from the dense network of a run of its own.
         finalists: with more than 1, so many networks, the search's best and Uniform, are trained shortly and
             successively halved on the validation data, and the last one is the found network. The paper trusts the
             supernet; 16 finalists cost about five final trainings.
@@ -95,8 +98,9 @@ def compare_widths(
     Raises:
         InfeasibleBudget: before anything is trained, or where the exported network does not fit.
     """
-    if min(runs, finalists) < 1:
-        raise ValueError(f"runs and finalists must be at least 1, but got {runs} and {finalists}")
+    for name, number in (("runs", runs), ("supernets", supernets), ("finalists", finalists)):
+        if number < 1:
+            raise ValueError(f"{name} must be at least 1, but got {number}")
     limits = space.limits(budget)
     folder = Path(folder)
     checkpoints = folder / "checkpoints"
@@ -110,16 +114,16 @@ def compare_widths(
         place = Checkpoint(checkpoints, f"{name}-{run}", {**settings, "widths": widths, "seed": seed + run})
         train_model(
             model, data.train, recipe, loss_fn=loss_fn, seed=seed + run, checkpoint=place,
-            label=f"{name} {run + 1}/{runs}", progress=progress,
+            label=f"{name} {run + 1}/{max(run + 1, runs)}", progress=progress,
         )  # fmt: skip
         return model
 
-    def beginning() -> nn.Module:
-        """What the supernet starts from."""
+    def beginning(number: int) -> nn.Module:
+        """What a supernet starts from."""
         full = Network(space, SubNetwork.fixed(space.largest))
         if not from_dense:
-            return full.make(factory, seed=seed)
-        dense = trained("dense", 0, full)
+            return full.make(factory, seed=seed * supernets + number)
+        dense = trained("dense", number, full)
         drawn = from_first(first_batches(data.train, IMPORTANCE_BATCHES, seed=seed, model=dense))
         importance = channel_importance(dense, space, few_images(drawn), loss_fn=loss_fn, progress=progress)
         return sort_channels(dense, space, importance)
@@ -138,10 +142,10 @@ def compare_widths(
         return best, f"{len(candidates)}, the best of them {whose}"
 
     start = time.perf_counter()
-    model = beginning()
+    models = [beginning(number) for number in range(supernets)]
     seconds = {"dense": time.perf_counter() - start} if from_dense else {}
     result = search_widths(
-        model, space, train_batches=data.train, valid_batches=data.valid, budget=budget, loss_fn=loss_fn,
+        models, space, train_batches=data.train, valid_batches=data.valid, budget=budget, loss_fn=loss_fn,
         score_fn=score_fn, checkpoint=searched, seed=seed, progress=progress, **search_options,
     )  # fmt: skip
     start = time.perf_counter()

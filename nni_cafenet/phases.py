@@ -11,13 +11,14 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from nni_cafenet.alone import AloneScorer
 from nni_cafenet.checkpoint import Memory
 from nni_cafenet.cost import Limits
 from nni_cafenet.distributed import from_all, rank, world_size
 from nni_cafenet.errors import CafeNetError, InvalidBatches
 from nni_cafenet.modes import evaluating, seeded
 from nni_cafenet.result import Result
-from nni_cafenet.search.searcher import Candidate, Searcher, draw_within
+from nni_cafenet.search.searcher import Candidate, Searcher, draw_within, predictions
 from nni_cafenet.space import uniform_widths
 from nni_cafenet.supernet.evaluate import Scorer
 from nni_cafenet.supernet.minmin import MinMin
@@ -38,6 +39,7 @@ def train_supernet(
     *,
     checkpoint: Memory | None = None,
     progress: bool = True,
+    label: str = "supernet",
     on_epoch: Callable[[], None] | None = None,
 ) -> None:
     """The half of :func:`search_widths` that comes before the search: train by min-min, then set eval mode.
@@ -46,17 +48,18 @@ def train_supernet(
         supernet: trained in place.
         training: its seed is that of the loader's shuffling too.
         checkpoint: goes on from the state in it.
+        label: of the progress bar.
         on_epoch: called after every epoch; it must not change the model.
     """
     fit(
         supernet.model.train(), train_batches, recipe, _supernet_step(training, loss_fn),
-        seed=training.seed, checkpoint=checkpoint, label="supernet", progress=progress, on_epoch=on_epoch,
+        seed=training.seed, checkpoint=checkpoint, label=label, progress=progress, on_epoch=on_epoch,
     )  # fmt: skip
     supernet.model.eval()
 
 
 def search_supernet(
-    scorer: Scorer,
+    scorer: Scorer | AloneScorer,
     searcher: Searcher,
     limits: Limits,
     *,
@@ -69,7 +72,7 @@ def search_supernet(
     """The half of :func:`search_widths` that comes after training: score what `searcher` asks for, and the baselines.
 
     Args:
-        scorer: of a trained supernet; its seed is the result's.
+        scorer: of a trained supernet, or of networks trained alone; its seed is the result's.
         searcher: any, begun here.
         limits: from space.limits(budget).
         most: widths to score, where the searcher would ask for more.
@@ -79,31 +82,17 @@ def search_supernet(
         known: what `scorer` gave in other searches, and need not score again; the result is the same without it.
     """
     start = time.perf_counter()
-    space = scorer.supernet.space
+    space = scorer.space
     drawn = draw_within(space, limits, np.random.default_rng([scorer.seed, 1]))
     references = [space.largest, uniform_widths(space, limits), drawn]
     of_references, history = _search(scorer, searcher, limits, references, known, most, checkpoint, progress)
     dense, uniform, random = of_references
     took = {**(seconds or {}), "search": time.perf_counter() - start}
-    return Result(tuple(history), dense, uniform, random, space, scorer.supernet.model, limits, took, scorer.seed)
-
-
-def check_numbers(random_share: float, recalibrate_batches: int) -> None:
-    """Raise ValueError where a number that every front end takes makes no sense."""
-    if not 0 <= random_share <= 1:
-        raise ValueError(f"random_share must be 0 to 1, but got {random_share}")
-    if recalibrate_batches < 1:
-        raise ValueError(f"recalibrate_batches must be at least 1, but got {recalibrate_batches}")
-
-
-def check_parts(sharing: object, searcher: object) -> None:
-    """Raise TypeError where one of the parts that every front end takes is a name or a class, and no such part."""
-    for name, part, methods, example in (
-        ("sharing", sharing, ("choices", "draw"), "LocallyFree(offset=1)"),
-        ("searcher", searcher, ("begin", "ask", "tell"), "Evolution(seed=0)"),
-    ):
-        if isinstance(part, type) or not all(callable(getattr(part, method, None)) for method in methods):
-            raise TypeError(f"{name} must be an object with {', '.join(methods)}, such as {example}, but got {part!r}")
+    predicted = predictions(searcher, [found.subnetwork.widths for found in history])
+    return Result(
+        tuple(history), dense, uniform, random, space, scorer.model, limits, took, scorer.seed,
+        scores_of=scorer.scores_of, predicted=predicted,
+    )  # fmt: skip
 
 
 def _supernet_step(training: MinMin, loss_fn: LossFn) -> StepFn:
@@ -116,7 +105,7 @@ def _supernet_step(training: MinMin, loss_fn: LossFn) -> StepFn:
 
 
 def _search(
-    scorer: Scorer,
+    scorer: Scorer | AloneScorer,
     searcher: Searcher,
     limits: Limits,
     references: list[Widths],
@@ -125,7 +114,7 @@ def _search(
     checkpoint: Memory | None,
     progress: bool,
 ) -> tuple[list[Candidate], list[Candidate]]:
-    space = scorer.supernet.space
+    space = scorer.space
     searcher.begin(space, limits)
     history: list[Candidate] = []
     scored: list[Candidate] = []

@@ -72,18 +72,20 @@ def draw_widths(groups: Sequence[str], full: Sequence[int], chosen: Mapping[str,
         return _svg(figure)
 
 
-def draw_history(scores: Sequence[float]) -> bytes:
-    """The score of each candidate in the order of scoring, and the best so far."""
+def draw_history(scores: Sequence[float], predicted: Sequence[float] = ()) -> bytes:
+    """The score of each candidate in the order of scoring, and the best so far; or what is predicted of each."""
     with _style():
         figure = Figure(figsize=(PAGE_INCHES, 3.2), layout="constrained")
         axes = figure.subplots()
         order = range(1, len(scores) + 1)
         _dots(axes, order, scores)
-        axes.plot(
-            order, list(accumulate(scores, max)), color=COLORS["slim"], drawstyle="steps-post", label="best so far"
-        )
+        if predicted:
+            axes.plot(order, predicted, ".", color=COLORS["slim"], markersize=4, label="predicted from all scores")
+        else:
+            best = list(accumulate(scores, max))
+            axes.plot(order, best, color=COLORS["slim"], drawstyle="steps-post", label="best so far")
         axes.set_xlabel("candidates scored")
-        axes.set_ylabel("score in the supernet")
+        axes.set_ylabel("score in the search")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.margins(x=0.01)
         axes.legend(ncols=2, **LEGEND_ABOVE)
@@ -96,7 +98,7 @@ def draw_accuracy(
     """Accuracy over MACs, in two panels with scales of their own: the candidates' scores, and the networks'.
 
     Args:
-        candidates: (macs, score) of each, from the supernet.
+        candidates: (macs, score) of each, from the search.
         networks: those to compare, named "dense", "slim", "uniform", "random".
         max_macs: the budget, if it bounds the MACs.
         accuracy_of: what the networks' accuracies are.
@@ -120,10 +122,10 @@ def draw_accuracy(
 def draw_pareto(
     candidates: Sequence[tuple[int, float]], networks: Sequence[Point], *, max_macs: Mapping[int, str]
 ) -> bytes:
-    """Scores over MACs of all that several budgets' searches of one supernet found, and the Pareto front of all.
+    """Scores over MACs of all that several budgets' searches found, and the Pareto front of all.
 
     Args:
-        candidates: (macs, score) of each, from the supernet.
+        candidates: (macs, score) of each, from the search.
         networks: those to mark, scored alike: the "slim" and the "uniform" one of each budget, and the "dense" one.
         max_macs: what stands above the line of each budget that bounds the MACs.
     """
@@ -145,7 +147,7 @@ def draw_pareto(
                 text, (most, 1), xycoords=("data", "axes fraction"), xytext=(0, 3), textcoords="offset points",
                 ha="center", color=LIMIT,
             )  # fmt: skip
-        axes.set_ylabel("score in the supernet")
+        axes.set_ylabel("score in the search")
         axes.legend(ncols=6, **LEGEND_BELOW)
         _label_macs([axes])
         return _svg(figure)
@@ -187,8 +189,8 @@ def _draw_candidates(axes: Axes, candidates: Sequence[tuple[int, float]]) -> Non
     macs, score = max(candidates, key=lambda candidate: (candidate[1], -candidate[0]))
     color, marker = COLORS["slim"], MARKERS["slim"]
     axes.plot(macs, score, marker, color=color, markersize=9, markeredgecolor="white", label="slim, the best", zorder=4)
-    axes.set_title("candidates of the search, as sub-networks of the supernet")
-    axes.set_ylabel("score in the supernet")
+    axes.set_title("candidates of the search")
+    axes.set_ylabel("score in the search")
 
 
 def _draw_networks(axes: Axes, networks: Sequence[Point]) -> None:

@@ -8,7 +8,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -48,15 +48,17 @@ class WidthRow:
 
 @dataclass(frozen=True)
 class HistoryRow:
-    """One scored candidate of the search, in order."""
+    """One scored candidate of the search, in order, and what the searcher makes of its score, where it predicts."""
 
     macs: int
     params: int
     score: float
+    predicted: float | None = None
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.score):
-            raise ValueError(f"score must be a finite number, but got {self.score}")
+        for name, number in (("score", self.score), ("predicted", self.predicted)):
+            if number is not None and not math.isfinite(number):
+                raise ValueError(f"{name} must be a finite number, but got {number}")
 
 
 @dataclass(frozen=True)
@@ -170,23 +172,33 @@ def _assert_numbers(
 def _to_csv(kind: type, rows: Sequence[Any]) -> str:
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(field.name for field in fields(kind))
-    writer.writerows(astuple(row) for row in rows)
+    required, every = _columns(kind)
+    names = [name for name in every if name in required or any(getattr(row, name) is not None for row in rows)]
+    writer.writerow(names)
+    writer.writerows([getattr(row, name) for name in names] for row in rows)
     return buffer.getvalue()
 
 
 def _from_csv(kind: type[Row], text: str) -> tuple[Row, ...]:
     types = get_type_hints(kind)
     lines = csv.reader(io.StringIO(text, newline=""))
-    if next(lines, None) != list(types):
+    if (names := next(lines, [])) not in _columns(kind):
         raise ValueError(f"the header is not {','.join(types)}")
     rows = []
     for line in lines:
         try:
-            rows.append(kind(*(parse(cell) for parse, cell in zip(types.values(), line, strict=True))))
+            rows.append(kind(**{
+                name: float(cell) if types[name] == float | None else types[name](cell)
+                for name, cell in zip(names, line, strict=True)
+            }))  # fmt: skip
         except ValueError as error:
             raise ValueError(f"line {lines.line_num}: {error}") from error
     return tuple(rows)
+
+
+def _columns(kind: type) -> tuple[list[str], list[str]]:
+    """Those that every table of such rows has, and all; the others are None in all rows or in none."""
+    return [field.name for field in fields(kind) if field.default is not None], [field.name for field in fields(kind)]
 
 
 # ---------------------------------------------------------------------------------------------------- page
@@ -203,12 +215,17 @@ def _page(report: Report) -> str:
             **finalist_facts(summary),
             **duration_facts(summary["seconds"]),
             "candidates scored": f"{len(report.history):,}",
+            **({"candidates ranked by": "predicted scores"} if _predicts(report.history) else {}),
             "seed": str(summary["seed"]),
         },
         command=str(summary.get("command", "")),
         accuracy_of=accuracy_text(summary),
         sections="\n".join(_sections(report)),
     )
+
+
+def _predicts(history: Sequence[HistoryRow]) -> bool:
+    return any(row.predicted is not None for row in history)
 
 
 def _sections(report: Report) -> Iterator[str]:
@@ -247,4 +264,5 @@ def _sections(report: Report) -> Iterator[str]:
         if row.macs <= most.get("max_macs", row.macs) and row.params <= most.get("max_params", row.params)
     ]
     if admitted:
-        yield page.figure("Search", plots.draw_history([row.score for row in admitted]))
+        predicted = [row.predicted for row in admitted if row.predicted is not None]
+        yield page.figure("Search", plots.draw_history([row.score for row in admitted], predicted))

@@ -19,7 +19,8 @@ from nni_cafenet.widths import Widths
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """The outcome of :func:`nni_cafenet.search_widths`. All scores are the supernet's, on the validation batches.
+    """The outcome of :func:`nni_cafenet.search_widths`. All scores are the supernet's, on the validation batches,
+    or those of networks that were trained one by one.
 
     Args:
         history: every candidate, in the order in which it was scored; some searchers pass through larger ones.
@@ -27,11 +28,14 @@ class Result:
         uniform: the Uniform baseline at the same budget.
         random: one draw within the same budget.
         space: the space that was searched, in the last stage.
-        supernet: the trained full-width model, to slice networks from: slice_model(result.supernet, space, sub).
+        supernet: the trained full-width model, of several the first one, to slice networks from:
+            slice_model(result.supernet, space, sub); where networks were trained one by one, what they started from.
         limits: the budget in absolute numbers.
         seconds: wall time by phase.
         seed: the seed of the search.
         whole: the space of the full network, where stages narrowed it.
+        scores_of: what the scores are those of.
+        predicted: of each in `history`, what the searcher makes of its score, where it does not take it as it is.
     """
 
     history: tuple[Candidate, ...]
@@ -44,6 +48,8 @@ class Result:
     seconds: Mapping[str, float]
     seed: int
     whole: SearchSpace | None = None
+    scores_of: str = "sub-networks of the supernet"
+    predicted: tuple[float, ...] | None = field(default=None, repr=False)
 
     @property
     def scored(self) -> tuple[Candidate, ...]:
@@ -57,8 +63,12 @@ class Result:
 
     @property
     def ranked(self) -> tuple[Candidate, ...]:
-        """The candidates within the limits, the highest score first, of equal ones the one with the fewest MACs."""
-        return tuple(sorted(self.admitted, key=lambda candidate: (-candidate.score, candidate.macs)))
+        """The candidates within the limits, the highest score first, of equal ones the one with the fewest MACs.
+
+        By what the searcher predicts, where it does.
+        """
+        values = dict(zip(self.history, self.predicted or (found.score for found in self.history), strict=True))
+        return tuple(sorted(self.admitted, key=lambda candidate: (-values[candidate], candidate.macs)))
 
     @property
     def best(self) -> Candidate:
@@ -85,9 +95,13 @@ class Result:
             "widths": self.space.channels(self.best.subnetwork.widths),
             "seconds": dict(self.seconds),
             "seed": self.seed,
-            "accuracy_of": "sub-networks of the supernet, by score_fn on valid_batches",
+            "accuracy_of": f"{self.scores_of}, by score_fn on valid_batches",
         }
-        history = tuple(HistoryRow(found.macs, found.params, found.score) for found in self.history)
+        predicted = self.predicted or (None,) * len(self.history)
+        history = tuple(
+            HistoryRow(found.macs, found.params, found.score, value)
+            for found, value in zip(self.history, predicted, strict=True)
+        )
         found, even = self.best.subnetwork.widths, self.uniform.subnetwork.widths
         widths = width_rows(self.whole or self.space, self.space, found, self.space, even)
         return Report(summary, widths, history)

@@ -5,17 +5,19 @@ from __future__ import annotations
 import copy
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, overload
 
 from torch import nn
 
+from nni_cafenet.alone import AloneScorer
 from nni_cafenet.checkpoint import Checkpoint
+from nni_cafenet.checks import check_models, check_numbers, check_parts, check_stages, check_train_each, limits_of
 from nni_cafenet.cost import Budget, Limits
 from nni_cafenet.distributed import from_first
-from nni_cafenet.phases import check_numbers, check_parts, search_supernet, train_supernet, try_score
+from nni_cafenet.phases import search_supernet, train_supernet, try_score
 from nni_cafenet.result import Result
 from nni_cafenet.search.evolution import Evolution
 from nni_cafenet.search.searcher import Candidate, Searcher
@@ -42,6 +44,7 @@ class SearchOptions(TypedDict, total=False):
     sharing: SharingPattern | None
     searcher: Searcher | None
     epochs: int
+    train_each: int
     candidates: Candidates | str
     score_candidates: Candidates | str | None
     random_share: float
@@ -57,7 +60,7 @@ class SearchOptions(TypedDict, total=False):
 
 @overload
 def search_widths(
-    model: nn.Module,
+    model: nn.Module | Sequence[nn.Module],
     space: SearchSpace,
     *,
     train_batches: Iterable[Any],
@@ -70,7 +73,7 @@ def search_widths(
 
 @overload
 def search_widths(
-    model: nn.Module,
+    model: nn.Module | Sequence[nn.Module],
     space: SearchSpace,
     *,
     train_batches: Iterable[Any],
@@ -81,7 +84,7 @@ def search_widths(
 
 
 def search_widths(
-    model: nn.Module,
+    model: nn.Module | Sequence[nn.Module],
     space: SearchSpace,
     *,
     train_batches: Iterable[Any],
@@ -93,6 +96,7 @@ def search_widths(
     sharing: SharingPattern | None = None,
     searcher: Searcher | None = None,
     epochs: int = 60,
+    train_each: int = 0,
     stages: Sequence[Stage] = (),
     candidates: Candidates | str = "sampled",
     score_candidates: Candidates | str | None = None,
@@ -117,7 +121,8 @@ def search_widths(
 
     Args:
         model: where the supernet starts from, left as it is; of a trained one :func:`nni_cafenet.sort_channels` brings
-            the most important channels to the front first.
+            the most important channels to the front first. Or several of the same architecture, such as of other
+            initialisations: each becomes a supernet, with a seed of its own, and a score is the mean of theirs.
         space: from build_space(model, example_inputs).
         train_batches: what the supernet learns from, iterated anew every epoch (a DataLoader or a list).
         valid_batches: what sub-networks are scored on: a part of the training data, never the test set.
@@ -130,6 +135,9 @@ def search_widths(
         sharing: which bins stand for a width; LocallyFree(offset=1), the paper's, unless given.
         searcher: Evolution(seed=seed), CafeNet-E of the paper, unless given.
         epochs: of the supernet's training.
+        train_each: with more than 0 there is no supernet: each network that the searcher asks for is trained by itself,
+            from `model`, for so many epochs, and scored. For a PredictorSearch, which is content with short trainings
+            of few networks.
         stages: of a multi-stage search, such as linear_stages(budget, count=2); each has a supernet, and bins, of its
             own, and starts from the weights and the widths that the stage before found (eq. 10). Of one budget only.
         candidates: which joint choices a training step compares: "sampled", "sampled:5", "tied" or an object.
@@ -155,63 +163,85 @@ def search_widths(
         CheckpointMismatch: the checkpoint is damaged or belongs to other settings.
         ValueError: neither a budget nor budgets, or both; no budgets, two alike, or budgets with stages.
     """
-    all_limits = _limits_of(space, budget, budgets)
+    all_limits = limits_of(space, budget, budgets)
     check_numbers(random_share, recalibrate_batches)
-    _check_stages(stages, space, all_limits[0] if budgets is None else None)
+    check_stages(stages, space, all_limits[0] if budgets is None else None)
+    models = [copy.deepcopy(each) for each in ([model] if isinstance(model, nn.Module) else model)]
+    check_models(models)
+    check_train_each(train_each, models, sharing=sharing, random_share=random_share, sandwich=sandwich, distill=distill)
     sharing = sharing or LocallyFree(offset=1)
     searcher = searcher or Evolution(seed=seed)
     check_parts(sharing, searcher)
     training, scoring = as_candidates(candidates), as_candidates(score_candidates or candidates)
     loss_of = as_loss(loss_fn)
     batches = count_batches(train_batches)
-    model = copy.deepcopy(model)
-    try_score(Supernet(model, space), score_fn, valid_batches)
+    for each in models:
+        try_score(Supernet(each, space), score_fn, valid_batches)
     recalibration: list[Any] = []
 
     def train(space: SearchSpace, epochs: int, folder: Path | None) -> _Trained:
-        """One supernet, trained; `model` keeps its weights."""
+        """A supernet of each model, trained; `models` keep their weights."""
         steps = epochs * batches
         settings = {
             "space": space.fingerprint(), "sharing": repr(sharing), "candidates": repr(training), "epochs": epochs,
             "steps": steps, "random_share": random_share, "seed": seed,
             "sandwich": sandwich, "distill": distill,
         }  # fmt: skip
-        supernet = Supernet(model, space)
-        minmin = MinMin(
-            supernet, sharing, training, int(random_share * steps), seed, sandwich=sandwich, distill=distill
-        )
+        supernets = [Supernet(each, space) for each in models]
         start = time.perf_counter()
-        train_supernet(
-            supernet, train_batches, Recipe(epochs, optimizer_fn, schedule_fn), minmin, loss_of,
-            checkpoint=_in_folder(folder, "supernet", settings), progress=progress,
-        )  # fmt: skip
+        for number, supernet in enumerate(supernets):
+            own = seed * len(supernets) + number  # so that calls of other seeds share none
+            name = f"supernet-{number + 1}" if number else "supernet"
+            label = f"supernet {number + 1}/{len(supernets)}" if len(supernets) > 1 else "supernet"
+            minmin = MinMin(
+                supernet, sharing, training, int(random_share * steps), own, sandwich=sandwich, distill=distill
+            )
+            train_supernet(
+                supernet, train_batches, Recipe(epochs, optimizer_fn, schedule_fn), minmin, loss_of,
+                checkpoint=_in_folder(folder, name, {**settings, "seed": own}), label=label, progress=progress,
+            )  # fmt: skip
         seconds = time.perf_counter() - start
         if not recalibration:
-            drawn = first_batches(train_batches, recalibrate_batches, seed=seed, model=model)
+            drawn = first_batches(train_batches, recalibrate_batches, seed=seed, model=models[0])
             recalibration.extend(from_first(drawn))
-        scorer = Scorer(supernet, valid_batches, score_fn, recalibration, loss_of, sharing, scoring, seed)
+        scorer = Scorer(
+            supernets[0], valid_batches, score_fn, recalibration, loss_of, sharing, scoring, seed, supernets[1:]
+        )
         searching = {
             **settings, "score_candidates": repr(scoring), "recalibrate_batches": recalibrate_batches,
+            "searcher": repr(searcher), "supernets": len(supernets),
+        }  # fmt: skip
+        return _Trained(scorer, searcher, searching, folder, {"supernet": seconds}, progress)
+
+    def train_none(space: SearchSpace, epochs: int, folder: Path | None) -> _Trained:
+        """No supernet: networks are trained when they are asked for."""
+        settings = {
+            "space": space.fingerprint(), "train_each": train_each, "steps": train_each * batches, "seed": seed,
             "searcher": repr(searcher),
         }  # fmt: skip
-        return _Trained(scorer, searcher, searching, folder, seconds, progress)
+        scorer = AloneScorer(
+            models[0], space, train_batches, valid_batches, score_fn, loss_of,
+            Recipe(train_each, optimizer_fn, schedule_fn), seed,
+        )  # fmt: skip
+        return _Trained(scorer, searcher, settings, folder, {}, progress)
 
+    begin = train_none if train_each else train
     folder = None if checkpoint is None else Path(checkpoint)
     if stages:
-        return _in_stages(train, space, stages, epochs, folder)
-    trained = train(space, epochs, folder)
+        return _in_stages(begin, space, stages, epochs, folder)
+    trained = begin(space, epochs, folder)
     return trained.search(all_limits[0]) if budgets is None else _sweep(trained, all_limits)
 
 
 @dataclass(frozen=True, eq=False)
 class _Trained:
-    """A trained supernet, to be searched within any limits."""
+    """A trained supernet, or what takes its place, to be searched within any limits."""
 
-    scorer: Scorer
+    scorer: Scorer | AloneScorer
     searcher: Searcher
     settings: dict[str, Any]
     folder: Path | None
-    seconds: float
+    seconds: Mapping[str, float]
     progress: bool
 
     def search(
@@ -220,7 +250,7 @@ class _Trained:
         place = _in_folder(self.folder, name, {**self.settings, "limits": repr(limits)})
         return search_supernet(
             self.scorer, self.searcher, limits, most=most, checkpoint=place, progress=self.progress,
-            seconds={"supernet": self.seconds}, known=known,
+            seconds=self.seconds, known=known,
         )  # fmt: skip
 
 
@@ -250,34 +280,6 @@ def _in_stages(
         results.append(trained.search(limits, most=stage.evaluations))
     seconds = {phase: sum(result.seconds[phase] for result in results) for phase in results[-1].seconds}
     return replace(results[-1], dense=results[0].dense, seconds=seconds, whole=space)
-
-
-def _limits_of(space: SearchSpace, budget: Budget | None, budgets: Sequence[Budget] | None) -> list[Limits]:
-    """Of every budget, so that what cannot be is refused before anything is trained."""
-    if (budget is None) == (budgets is None):
-        raise ValueError(f"give either budget= or budgets=, but got {'neither' if budget is None else 'both'}")
-    asked = [budget] if budget is not None else list(budgets or ())
-    if not asked:
-        raise ValueError("budgets must hold at least one budget, but got none")
-    found: list[Limits] = []
-    for place, limits in enumerate(space.limits(one) for one in asked):
-        if limits in found:
-            raise ValueError(
-                f"budgets must differ, but {asked[found.index(limits)]} and {asked[place]} are both {limits}"
-            )
-        found.append(limits)
-    return found
-
-
-def _check_stages(stages: Sequence[Stage], space: SearchSpace, limits: Limits | None) -> None:
-    """Raise ValueError where the last of `stages` does not end at `limits`; None stands for several budgets."""
-    if stages and limits is None:
-        raise ValueError(
-            "stages cannot be combined with budgets: they narrow the supernet to what suits one budget, so none "
-            "is left to share; call search_widths(budget=..., stages=...) for each, with a checkpoint folder of its own"
-        )
-    if stages and (ends := stages[-1].limits(space)) != limits:
-        raise ValueError(f"the last stage must end at the budget, {limits}, but ends at {ends}")
 
 
 def _in_folder(folder: Path | None, name: str, settings: dict[str, Any]) -> Checkpoint | None:

@@ -91,7 +91,7 @@ class Sweep:
         full = cells[0][dense][-1]
         return page.page(
             title="Widths within several budgets",
-            lead=f"Networks of one supernet: accuracy {found} of the dense network's MACs (dense {full}).",
+            lead=f"Networks within each budget: accuracy {found} of the dense network's MACs (dense {full}).",
             networks=page.table((*HEADER, uniform), rows),
             facts={
                 **duration_facts(self.seconds),

@@ -114,7 +114,15 @@ def test_bins_of_single_layers_come_from_the_command_line(own, capsys):
 
 
 @pytest.mark.parametrize(
-    "options", [["--searcher", "random"], ["--searcher", "greedy"], ["--finalists", "3"], ["--from-dense"]]
+    "options",
+    [
+        ["--searcher", "random"],
+        ["--searcher", "greedy"],
+        ["--finalists", "3"],
+        ["--from-dense"],
+        ["--searcher", "predictor", "--supernets", "2"],
+        ["--searcher", "predictor", "--train-each", "1"],
+    ],
 )
 def test_search_runs_a_users_own_factories(own, tmp_path, capsys, options):
     out = tmp_path / "run"

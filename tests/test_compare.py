@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,17 @@ import nni_cafenet.compare
 from nni_cafenet import Budget, RandomSearch, Recipe, build_space, channel_importance, cross_entropy, train_model
 from nni_cafenet.compare import Data, compare_widths
 from nni_cafenet.importance import few_images
+from nni_cafenet.networks import Factory
 from nni_cafenet.report import Report
-from tests.data import EXAMPLE, batches, net
+from tests.data import EXAMPLE, Net, batches, net
 
 DATA = Data(batches(4, 16), batches(2, 32, seed=5), batches(2, 32, seed=6))
 SPACE = build_space(net(), EXAMPLE)
 
 
-def compared(folder: Path, **options: Any) -> Report:
+def compared(folder: Path, *, factory: Factory = net, **options: Any) -> Report:
     return compare_widths(
-        net, SPACE, DATA, example_inputs=EXAMPLE, budget=Budget(max_macs="50%"), recipe=Recipe(2), folder=folder,
+        factory, SPACE, DATA, example_inputs=EXAMPLE, budget=Budget(max_macs="50%"), recipe=Recipe(2), folder=folder,
         runs=1, epochs=1, searcher=RandomSearch(evaluations=3), recalibrate_batches=1, progress=False, **options,
     )  # fmt: skip
 
@@ -32,9 +34,9 @@ def started_from(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
     models: list[nn.Module] = []
     search = nni_cafenet.compare.search_widths
 
-    def seen(model: nn.Module, *arguments: Any, **options: Any) -> Any:
-        models.append(model)
-        return search(model, *arguments, **options)
+    def seen(given: Sequence[nn.Module], *arguments: Any, **options: Any) -> Any:
+        models.extend(given)
+        return search(given, *arguments, **options)
 
     monkeypatch.setattr(nni_cafenet.compare, "search_widths", seen)
     return models
@@ -55,6 +57,19 @@ def test_a_supernet_may_start_from_the_dense_network_with_its_best_channels_firs
         assert values[0] == values.max() and (values[:-1] >= 0.99 * values[1:]).all()
     assert begun.summary["dense"]["accuracy"] == fresh.summary["dense"]["accuracy"]  # trained once, and alike
     assert set(begun.summary["seconds"]) - set(fresh.summary["seconds"]) == {"dense"}
+
+
+@pytest.mark.parametrize("from_dense", [False, True])
+def test_each_of_several_supernets_starts_from_a_network_of_its_own(
+    from_dense: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = started_from(monkeypatch)
+    report = compared(tmp_path, factory=Net, from_dense=from_dense, supernets=2, seed=1)
+    first, second = (model.state_dict() for model in models)
+    assert not torch.equal(first["0.weight"], second["0.weight"])
+    searched = tmp_path / "checkpoints" / ("from-dense" if from_dense else "")
+    assert {path.stem for path in searched.glob("supernet*.pt")} == {"supernet", "supernet-2"}
+    assert report.summary["slim"]["macs"] <= report.summary["budget"]["max_macs"]
 
 
 def test_a_second_call_trains_nothing_and_says_the_same(tmp_path: Path) -> None:

@@ -142,6 +142,22 @@ def test_nan_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_a_searcher_predicts_is_kept_and_shown(tmp_path: Path) -> None:
+    report = make_report()
+    rows = tuple(replace(row, predicted=row.score + 0.01 * number) for number, row in enumerate(report.history))
+    html = write_report(tmp_path, replace(report, history=rows)).read_text()
+    assert read_report(tmp_path).history == rows
+    assert (tmp_path / "history.csv").read_text().startswith("macs,params,score,predicted\n")
+    assert "predicted scores" in html
+    assert any("predicted from all scores" in image for image in images_of(html))
+    html = write_report(tmp_path, report).read_text()
+    assert (tmp_path / "history.csv").read_text().startswith("macs,params,score\n")
+    assert "predicted" not in html
+    (tmp_path / "history.csv").write_text("macs,params,score,predicted\n1,1,0.5,\n")
+    with pytest.raises(CafeNetError, match=r"history\.csv is damaged"):
+        read_report(tmp_path)
+
+
 def test_absent_networks_are_left_out(tmp_path: Path) -> None:
     report = make_report(uniform=None, random=None)
     html = write_report(tmp_path, report).read_text()
@@ -161,7 +177,7 @@ def test_the_course_of_a_search_leaves_out_the_larger_networks_that_it_passed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[list[float]] = []
-    monkeypatch.setattr(plots, "draw_history", lambda scores: drawn.append(scores) or b"<svg/>")
+    monkeypatch.setattr(plots, "draw_history", lambda scores, predicted: drawn.append(scores) or b"<svg/>")
     rows = (HistoryRow(2_000_000, 40_000, 0.95), HistoryRow(990_000, 40_000, 0.9), HistoryRow(900_000, 20_000, 0.8))
     report = replace(make_report(), history=rows)
     write_report(tmp_path, report)

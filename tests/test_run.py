@@ -48,6 +48,7 @@ from nni_cafenet import (
     uniform_widths,
 )
 from nni_cafenet.cost import Limits
+from nni_cafenet.supernet.objectives import ScoreFn
 from nni_cafenet.train import first_batches
 from tests.data import EXAMPLE, batches, images, net, shuffled
 from tests.snapshots import Snapshot
@@ -107,13 +108,13 @@ def save_always(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nni_cafenet.phases, "SECONDS_BETWEEN_SAVES", -1.0)
 
 
-def killed_score(call: int) -> Callable[[nn.Module, Any], float]:
+def killed_score(call: int, score_fn: ScoreFn = confidence) -> Callable[[nn.Module, Any], float]:
     calls = iter(range(10**9))
 
     def score(model: nn.Module, given: Iterable[Any]) -> float:
         if next(calls) == call:
             raise Killed
-        return confidence(model, given)
+        return score_fn(model, given)
 
     return score
 

@@ -7,16 +7,16 @@ on the squares of these: by sixty trainings, which no search could afford. Evolu
 the band's unless told, for which that predicts most; these and Uniform are then trained several times. What they gain
 over Uniform, with Student's interval of 95 %, is about what there is to gain: a supernet that ranks widths worse than
 that regression should not be expected to find more. With --by ARM the mean scores of that arm's supernets, as
-`ranking.py supernets` has collected them, stand in the place of the truth: what several supernets find together. All is
-in OUT/NETWORK-ceiling.json (NETWORK-ceiling-5-fixed.json for --budget 5% --by fixed); the same command goes on where it
-was.
+`ranking.py supernets` has collected them, stand in the place of the truth: what several supernets find together; those
+of --by-seeds, or all. All is in OUT/NETWORK-ceiling.json (NETWORK-ceiling-5-fixed-0-1-2.json for --budget 5% --by fixed
+--by-seeds 0 1 2); the same command goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,18 +24,13 @@ from agreement import Numbers, by_seed, tau
 from ranking import Alone, Shared, add_widths, draw, read
 from scipy.stats import hmean
 from setting import ARMS, add_setting, setting_of, trained_again
-from sklearn.linear_model import RidgeCV
-from sklearn.model_selection import LeaveOneOut, cross_val_predict
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
 from summarise import interval
 
-from nni_cafenet import Budget, Candidate, Evolution, Searcher, SearchSpace, SubNetwork, Widths
-from nni_cafenet.cost import Limits
+from nni_cafenet import Budget, Evolution, SearchSpace, SubNetwork, Widths
 from nni_cafenet.files import replacing
 from nni_cafenet.networks import Network, uniform_network
+from nni_cafenet.search.predictor import regression, search_predictions
 
-Says = Callable[[Sequence[Widths]], Numbers]  # of each width a number
 APART = 2000  # seeds of the trainings
 
 
@@ -46,6 +41,7 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=4, help="trainings of the found network and of Uniform")
     parser.add_argument("--budget", help="within which widths are looked for; the band's unless given")
     parser.add_argument("--by", choices=ARMS, help="the arm whose supernets are asked instead of the truth")
+    parser.add_argument("--by-seeds", type=int, nargs="+", help="of these supernets; all there are unless given")
     options = parser.parse_args()
     budget = options.budget or options.band
     if options.times < 2:
@@ -61,12 +57,13 @@ def main() -> None:
     if options.by:
         shared = read(options.out / "shared.csv", Shared)
         own = [row for row in shared if (row.network, row.arm) == (options.network, options.by)]
-        asked = np.array(list(by_seed(own, "accuracy").values()))
+        scores = by_seed(own, "accuracy")
+        asked = np.array([scores[seed] for seed in options.by_seeds or scores])
     unseen = predicted_unseen(space, widths, asked.mean(0))
     even = hmean(shares(space, widths), axis=1)  # what a supernet has to be better than
     evolution = Evolution(population=64, generations=60, from_uniform=True)
-    says = prediction(space, widths, asked.mean(0))
-    best = searched(says, evolution, space, limits)[0].subnetwork.widths
+    says = regression(space, widths, asked.mean(0))
+    best = search_predictions(says, evolution, space, limits)[0].subnetwork.widths
     networks = {
         "found": Network(space, SubNetwork.fixed(best)),
         "uniform": uniform_network(space, limits),
@@ -92,7 +89,7 @@ def main() -> None:
         report[f"points_above_uniform_{split}"] = {"mean": mean, "low": low, "high": high}
     print(json.dumps(report, indent=1))
     parts = [options.network, "ceiling", "" if budget == options.band else budget.rstrip("%"), options.by]
-    name = "-".join(filter(None, parts))
+    name = "-".join(filter(None, [*parts, *map(str, options.by_seeds or [])]))
     with replacing(options.out / f"{name}.json") as partial:
         partial.write_text(json.dumps(report, indent=1) + "\n")
 
@@ -103,40 +100,13 @@ def shares(space: SearchSpace, widths: Sequence[Widths]) -> Numbers:
     return np.array([list(space.channels(each).values()) for each in widths]) / full
 
 
-def logarithms(space: SearchSpace, widths: Sequence[Widths]) -> Numbers:
-    """What the regression is given: the logarithms of the shares, and their squares; shape (widths, 2 * groups)."""
-    logs = np.log(shares(space, widths))
-    return np.hstack([logs, logs**2])
-
-
-def regression() -> Pipeline:
-    """Accuracies or scores by `logarithms`; with so few widths a ridge is needed, and its weight is chosen by them."""
-    return make_pipeline(StandardScaler(), RidgeCV(alphas=np.logspace(-1, 2, 7)))
-
-
-def prediction(space: SearchSpace, widths: Sequence[Widths], values: Numbers) -> Says:
-    """What the regression of the values of some widths says of any."""
-    model = regression().fit(logarithms(space, widths), values)
-    return lambda some: np.asarray(model.predict(logarithms(space, some)))
-
-
 def predicted_unseen(space: SearchSpace, widths: Sequence[Widths], values: Numbers) -> Numbers:
-    """What it says of each of them if it has seen the others alone; shape (widths,)."""
-    return np.asarray(cross_val_predict(regression(), logarithms(space, widths), values, cv=LeaveOneOut()))
-
-
-def searched(says: Says, searcher: Searcher, space: SearchSpace, limits: Limits) -> list[Candidate]:
-    """All that a searcher asks for, scored by what a prediction says of it; the highest first."""
-    searcher.begin(space, limits)
-    seen: list[Candidate] = []
-    while asked := searcher.ask(64):
-        told = [
-            Candidate(SubNetwork.fixed(each), float(score), space.cost.macs(each), space.cost.params(each))
-            for each, score in zip(asked, says(asked), strict=True)
-        ]
-        searcher.tell(told)
-        seen += told
-    return sorted(seen, key=lambda candidate: -candidate.score)
+    """What the regression says of each of them if it has seen the others alone; shape (widths,)."""
+    found = []
+    for number, each in enumerate(widths):
+        others = [*widths[:number], *widths[number + 1 :]]
+        found.append(regression(space, others, np.delete(values, number))([each])[0])
+    return np.array(found)
 
 
 if __name__ == "__main__":

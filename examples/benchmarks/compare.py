@@ -28,26 +28,42 @@ from setting import ARMS, Setting, add_setting, scores, setting_of, sgd, write_c
 from torch import nn
 from tqdm.auto import tqdm
 
-from nni_cafenet import Budget, Evolution, Greedy, RandomSearch, Recipe, Searcher, SearchSpace, SubNetwork, slice_model
+from nni_cafenet import (
+    Budget,
+    Evolution,
+    Greedy,
+    PredictorSearch,
+    RandomSearch,
+    Recipe,
+    Searcher,
+    SearchSpace,
+    SubNetwork,
+    slice_model,
+)
+from nni_cafenet.alone import AloneScorer
 from nni_cafenet.checkpoint import Checkpoint
 from nni_cafenet.cost import Limits
 from nni_cafenet.halving import best_of_random, finalists_of, short_rounds, successive_halving
 from nni_cafenet.networks import Network, uniform_network
 from nni_cafenet.phases import search_supernet
+from nni_cafenet.supernet.evaluate import Scorer
 
 BASELINES = ("uniform", "random")
 SORTED = "uniform-sorted"  # Uniform of the dense network's most important channels; from scratch the same as Uniform
 # ARM-SEARCHER, of setting.ARMS: e is Evolution from Uniform, paper from random widths alone, halving trains the best of
-# e and Uniform shortly and goes on with the better half, r is random search; trained: a supernet from the dense network
+# e and Uniform shortly and goes on with the better half, r is random search, predictor a regression of scores; trained:
+# a supernet from the dense network; the arm alone: no supernet, all that is asked for is trained by itself, shortly
 SEARCHES = (
     "cafenet-trained-e", "cafenet-trained-distill-e", "fixed-trained-distill-e", "cafenet-trained-distill-halving",
     "fixed-trained-distill-halving",
-    "cafenet-e", "cafenet-paper", "cafenet-halving", "cafenet-r", "fixed-e", "fixed-r", "greedy",
+    "cafenet-e", "cafenet-paper", "cafenet-halving", "cafenet-r", "cafenet-predictor", "fixed-e", "fixed-r", "greedy",
+    "alone-predictor",
 )  # fmt: skip
 LOCAL = ("local", "l1", "fpgm")  # the same share of every layer: Uniform's widths
 SHORT = 0.1  # of the epochs, after which Random's best is chosen
 FINALISTS = 16  # of successive halving
 GENERATIONS = 12  # of CafeNet-E
+ALONE, ALONE_COST = 0.2, 4  # share of the epochs of a network that is trained by itself, and what that costs in scores
 RIVAL_BATCHES = 20  # that pruners learn from
 LR = {"scratch": 0.1, "inherited": 0.03}
 
@@ -138,18 +154,29 @@ def find(setting: Setting, method: str, limits: Limits, weights: str) -> Found:
         return Found(setting.channels, sub, setting.dense)
     arm, _, word = method.replace("cafenet", "locally-free").rpartition("-")
     arm, word = ("locally-free", "greedy") if method == "greedy" else (arm, word)
-    scorer, seconds = setting.scorer(arm, limits)
-    space = scorer.supernet.space
-    population = setting.size.evaluations // GENERATIONS
+    evaluations = setting.size.evaluations
+    scorer: Scorer | AloneScorer
+    if arm == "alone":
+        recipe = Recipe(max(1, round(ALONE * setting.size.epochs)), partial(sgd, lr=LR[weights]))
+        scorer, seconds = setting.alone(recipe, trained=weights == "inherited"), 0.0
+        evaluations //= ALONE_COST
+        settings = {"arm": "alone", **recipe.settings()}
+    else:
+        scorer, seconds = setting.scorer(arm, limits)
+        settings = {"arm": repr(ARMS[arm])}
+    space = scorer.space
+    population = max(1, evaluations // GENERATIONS)
     searchers: dict[str, Searcher] = {
         "e": Evolution(population=population, generations=GENERATIONS, from_uniform=True, seed=setting.seed),
         "paper": Evolution(population=population, generations=GENERATIONS, seed=setting.seed),
         "halving": Evolution(population=population, generations=GENERATIONS, from_uniform=True, seed=setting.seed),
-        "r": RandomSearch(evaluations=setting.size.evaluations, seed=setting.seed),
-        "greedy": Greedy(steps=max(1, setting.size.evaluations // len(space.groups))),
+        "r": RandomSearch(evaluations=evaluations, seed=setting.seed),
+        "greedy": Greedy(steps=max(1, evaluations // len(space.groups))),
+        "predictor": PredictorSearch(evaluations=evaluations, favourites=max(1, evaluations // 6), seed=setting.seed),
     }
-    settings = {"arm": repr(ARMS[arm]), "searcher": repr(searchers[word]), "limits": repr(limits)}
-    name = f"{arm}-{word.replace('halving', 'e')}-{limits.max_macs}"
+    settings |= {"searcher": repr(searchers[word]), "limits": repr(limits)}
+    started = f"-{weights}" if arm == "alone" else ""
+    name = f"{arm}{started}-{word.replace('halving', 'e')}-{limits.max_macs}"
     result = search_supernet(
         scorer, searchers[word], limits, checkpoint=Checkpoint(setting.work, f"search-{name}", settings)
     )

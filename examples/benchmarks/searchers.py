@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from agreement import Numbers, by_seed, tau
-from ceiling import Says, predicted_unseen, prediction, searched
+from ceiling import predicted_unseen
 from networks import NETWORKS
 from ranking import Alone, Shared, add_widths, draw, read
 from setting import ARMS, SIZES, Setting, nearest
@@ -34,6 +34,7 @@ from tqdm.auto import tqdm
 from nni_cafenet import Budget, Evolution, RandomSearch, Searcher, SearchSpace, Widths, uniform_widths
 from nni_cafenet.cost import Limits
 from nni_cafenet.files import replacing
+from nni_cafenet.search.predictor import Predict, regression, search_predictions
 
 FINALISTS = 16
 POPULATIONS = ((16, 8), (32, 12), (25, 40), (50, 20), (100, 10))  # and generations
@@ -65,13 +66,13 @@ class Row:
 class Simulated:
     """What a supernet would say of any widths, by what it said of some."""
 
-    smooth: Says
+    smooth: Predict
     noise: float
 
     @classmethod
     def of(cls, space: SearchSpace, widths: Sequence[Widths], scores: Numbers) -> Simulated:
         unexplained = scores - predicted_unseen(space, widths, scores)
-        return cls(prediction(space, widths, scores), float(unexplained.std()))
+        return cls(regression(space, widths, scores), float(unexplained.std()))
 
     def says(self, some: Sequence[Widths], rng: np.random.Generator) -> Numbers:
         return self.smooth(some) + rng.normal(0, self.noise, len(some))
@@ -83,12 +84,12 @@ class Landscape:
 
     space: SearchSpace
     limits: Limits
-    worth: Says
+    worth: Predict
     noise: float
 
     def gains(self, supernet: Simulated, searcher: Searcher, rng: np.random.Generator) -> tuple[float, float]:
         """Points above Uniform of what a searcher finds that asks a supernet: of its first, and of finalists."""
-        found = searched(lambda some: supernet.says(some, rng), searcher, self.space, self.limits)
+        found = search_predictions(lambda some: supernet.says(some, rng), searcher, self.space, self.limits)
         uniform = uniform_widths(self.space, self.limits)
         values = 100 * self.worth([*(one.subnetwork.widths for one in found[: FINALISTS - 1]), uniform])
         trained = values + rng.normal(0, 100 * self.noise, len(values))
@@ -112,7 +113,7 @@ def main() -> None:
     truths = np.array(list(by_seed(alone, "check").values()))
     noise = float(truths.std(0, ddof=1).mean()) if len(truths) > 1 else 0.0
     limits = space.limits(Budget(max_macs=options.band))
-    landscape = Landscape(space, limits, prediction(space, widths, truths.mean(0)), noise)
+    landscape = Landscape(space, limits, regression(space, widths, truths.mean(0)), noise)
     if options.cells:
         print(_how_far_off(landscape, options.cells / options.size / options.network))
     shared = [row for row in read(options.out / "shared.csv", Shared) if row.network == options.network]

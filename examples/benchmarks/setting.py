@@ -38,6 +38,7 @@ from nni_cafenet import (
     sort_channels,
     train_model,
 )
+from nni_cafenet.alone import AloneScorer
 from nni_cafenet.checkpoint import Checkpoint
 from nni_cafenet.cost import Limits
 from nni_cafenet.files import replacing
@@ -265,6 +266,12 @@ class Setting:
             self.seed,
         )  # fmt: skip
         return scorer, float(kept.read_text())
+
+    def alone(self, recipe: Recipe, *, trained: bool) -> AloneScorer:
+        """Scores networks by a training of their own, from scratch or from the trained network's best channels."""
+        start = self.sorted if trained else self.fresh()
+        valid = list(self.splits.valid)
+        return AloneScorer(start, self.space, self.splits.train, valid, accuracy, cross_entropy, recipe, self.seed)
 
     def first_batches(self, count: int) -> list[Batch]:
         """Of the training images, as a first epoch would see them."""

@@ -15,7 +15,7 @@ from nni_cafenet.cost import Budget, CostModel, Limits
 from nni_cafenet.errors import CafeNetError
 from nni_cafenet.nas.model_space import WidthModelSpace
 from nni_cafenet.nas.profiler import WidthFlopsProfiler, WidthParamsProfiler
-from nni_cafenet.search.searcher import Candidate, Searcher, draw_within
+from nni_cafenet.search.searcher import Candidate, Searcher, draw_within, predictions
 from nni_cafenet.space import SearchSpace
 from nni_cafenet.widths import SubNetwork, Widths
 
@@ -134,6 +134,9 @@ class Constrained:
             if candidate.score > self._best:
                 self._best = candidate.score
                 logger.info("best so far: %s", candidate)
+
+    def predict(self, widths: Sequence[Widths]) -> tuple[float, ...] | None:
+        return predictions(self.searcher, widths)
 
     def state_dict(self) -> dict[str, Any]:
         return self.searcher.state_dict()

@@ -16,6 +16,7 @@ from nni.nas.oneshot.pytorch.strategy import OneShotStrategy
 from nni.nas.space import ExecutableModelSpace, ModelStatus, RawFormatModelSpace, SimplifiedModelSpace
 from torch import nn
 
+from nni_cafenet.checks import check_numbers, check_parts
 from nni_cafenet.cost import Budget
 from nni_cafenet.nas.choices import as_width_space
 from nni_cafenet.nas.confirmation import Confirmed, confirm
@@ -25,7 +26,7 @@ from nni_cafenet.nas.evaluation import LightningWork, Work, checked_evaluator, m
 from nni_cafenet.nas.functional import FunctionalWork, Lesson
 from nni_cafenet.nas.progress import Progress
 from nni_cafenet.nas.ranking import PenalisedScorer, Ranking, as_penalty, check_ran, reported_metric
-from nni_cafenet.phases import check_numbers, check_parts, search_supernet
+from nni_cafenet.phases import search_supernet
 from nni_cafenet.result import Result
 from nni_cafenet.search.evolution import Evolution
 from nni_cafenet.search.searcher import Candidate, Searcher
@@ -235,8 +236,8 @@ class CafeNet(OneShotStrategy):
         """Slim models; their metric is the score that they are ranked by, of which higher ones are better.
 
         Args:
-            sort: the best score first, of equal ones the fewest MACs; those that trials have confirmed, where trials
-                do. Otherwise all in the order in which they were scored.
+            sort: the best score first, or what the searcher predicts to be the best, of equal ones the fewest MACs;
+                those that trials have confirmed, where trials do. Otherwise all in the order in which they were scored.
             limit: how many; top_k unless given.
 
         Raises:

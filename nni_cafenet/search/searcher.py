@@ -41,6 +41,9 @@ class Searcher(Protocol):
     A searcher is begun with a space and limits, then asked and told until `ask` returns nothing. What
     `state_dict` gives holds plain types alone, and a new searcher of the same settings that loads it goes on exactly
     where the old one was. Its repr names its settings, by which a checkpoint knows whether it belongs to it.
+
+    One that makes more of the scores than each says by itself may have `predict(widths)` too, a number for each of
+    `widths`, higher is better: a result is ranked by these.
     """
 
     @property
@@ -70,6 +73,13 @@ class Searcher(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+def predictions(searcher: Searcher, widths: Sequence[Widths]) -> tuple[float, ...] | None:
+    """What `searcher` makes of the scores of `widths`; None of one that takes them as they are."""
+    predict = getattr(searcher, "predict", None)
+    predicted = None if predict is None else predict(widths)
+    return None if predicted is None else tuple(predicted)
 
 
 def pareto_front(found: Iterable[T], macs_and_score: Callable[[T], tuple[int, float]]) -> list[T]:

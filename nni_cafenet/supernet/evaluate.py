@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from nni_cafenet.modes import evaluating, seeded
 from nni_cafenet.search.searcher import Candidate
 from nni_cafenet.sharing import SharingPattern
+from nni_cafenet.space import SearchSpace
 from nni_cafenet.supernet.candidates import Candidates
 from nni_cafenet.supernet.objectives import LossFn, ScoreFn, checked_score
 from nni_cafenet.supernet.recalibrate import recalibrate
@@ -32,6 +35,8 @@ class Scorer:
         sharing: which bins may stand for a width.
         candidates: which joint choices are tried.
         seed: of the choices that are drawn.
+        others: more supernets of the same space; a score is then the mean of theirs. Beyond the paper: what supernets
+            of other seeds do not agree on is noise.
     """
 
     supernet: Supernet
@@ -42,6 +47,21 @@ class Scorer:
     sharing: SharingPattern
     candidates: Candidates
     seed: int = 0
+    others: Sequence[Supernet] = ()
+
+    @property
+    def space(self) -> SearchSpace:
+        return self.supernet.space
+
+    @property
+    def model(self) -> nn.Module:
+        """The full network, with the supernet's weights."""
+        return self.supernet.model
+
+    @property
+    def scores_of(self) -> str:
+        """What the scores are those of, for reports."""
+        return f"sub-networks of {1 + len(self.others)} supernets" if self.others else "sub-networks of the supernet"
 
     def score(self, sub: SubNetwork) -> float:
         """The score of one sub-network after BatchNorm re-estimation.
@@ -49,9 +69,7 @@ class Scorer:
         Raises:
             InvalidScore: score_fn gave something that is not a finite number.
         """
-        with torch.no_grad(), self.supernet.running(sub) as model, evaluating(model), seeded(self.seed, 0, model):
-            recalibrate(model, self.recalibration_batches, self.loss_fn)
-            return checked_score(self.score_fn(model, self.valid_batches))
+        return statistics.fmean(self._score_in(supernet, sub) for supernet in (self.supernet, *self.others))
 
     def evaluate(self, widths: Widths) -> Candidate:
         """The best candidate of `widths`, with its score and cost."""
@@ -60,3 +78,8 @@ class Scorer:
         rng = np.random.default_rng([self.seed, *widths.bins_kept])
         sub, score = self.candidates.best(space, widths, self.sharing, rng, self.score)
         return Candidate(sub, score, space.cost.macs(widths), space.cost.params(widths))
+
+    def _score_in(self, supernet: Supernet, sub: SubNetwork) -> float:
+        with torch.no_grad(), supernet.running(sub) as model, evaluating(model), seeded(self.seed, 0, model):
+            recalibrate(model, self.recalibration_batches, self.loss_fn)
+            return checked_score(self.score_fn(model, self.valid_batches))

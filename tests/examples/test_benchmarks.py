@@ -111,7 +111,10 @@ def test_networks_have_the_known_sizes(modules: dict[str, ModuleType]) -> None:
 def test_a_comparison_fits_its_budget_and_a_second_run_trains_nothing(
     modules: dict[str, ModuleType], tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    methods = ["uniform", "random", "cafenet-e", "cafenet-halving", "fixed-r", "greedy", "tp-magnitude-global"]
+    methods = [
+        "uniform", "random", "cafenet-e", "cafenet-halving", "cafenet-predictor", "fixed-r", "greedy",
+        "alone-predictor", "tp-magnitude-global",
+    ]  # fmt: skip
     out = tmp_path / "cells"
     monkeypatch.setattr(modules["compare"], "FINALISTS", 4)
     asked = [*tiny, "--out", str(out), "--budgets", "40%", "--methods", *methods]
@@ -140,7 +143,7 @@ def test_a_comparison_fits_its_budget_and_a_second_run_trains_nothing(
     run(modules["summarise"], ["--out", str(out)], monkeypatch)
     del modules["summarise"].main.__globals__["print"]
     assert (out / "small-vgg13-scratch.svg").read_text().count("40% of the MACs") >= 1
-    assert len((out / "compare.csv").read_text().splitlines()) == 1 + 8
+    assert len((out / "compare.csv").read_text().splitlines()) == 1 + 10
 
 
 def test_inherited_weights_are_those_of_the_method(
@@ -155,13 +158,16 @@ def test_inherited_weights_are_those_of_the_method(
 
     monkeypatch.setattr(modules["setting"].Setting, "train", train)
     monkeypatch.setattr(modules["compare"], "FINALISTS", 4)
-    methods = ["uniform", "uniform-sorted", "cafenet-r", "fixed-trained-distill-halving"]
+    methods = ["uniform", "uniform-sorted", "cafenet-r", "fixed-trained-distill-halving", "alone-predictor"]
     asked = [*tiny, "--out", str(tmp_path), "--budgets", "40%", "--methods", *methods, "--weights", "inherited"]
     run(modules["compare"], asked, monkeypatch)
     full, uniform, best, found, halved = (started[name] for name in ("dense", "uniform", "sorted", "cafenet", "fixed"))
     assert torch.equal(uniform, full[: len(uniform)])
     kept = [next(place for place, other in enumerate(full) if torch.equal(channel, other)) for channel in best]
     assert len(set(kept)) == len(uniform) and kept != list(range(len(uniform)))  # the most important
+    channels = {tuple(channel.flatten().tolist()) for channel in best}
+    few = {tuple(channel.flatten().tolist()) for channel in started["alone"]}
+    assert few <= channels or channels <= few  # the most important ones too
     for learnt in (found, halved):
         assert not any(torch.equal(channel, other) for channel in learnt for other in full)  # the supernet's
 
@@ -278,6 +284,8 @@ def test_a_ranking_study_goes_on_and_reports(
     run(modules["ceiling"], [*asked, "--times", "2", "--by", "fixed"], monkeypatch)
     by = json.loads((out / "vgg13-ceiling-fixed.json").read_text())
     assert (by["by"], by["regressed"], by["uniform"]) == ("fixed", [1, 6], ceiling["uniform"])
+    run(modules["ceiling"], [*asked, "--times", "2", "--by", "fixed", "--by-seeds", "0"], monkeypatch)
+    assert json.loads((out / "vgg13-ceiling-fixed-0.json").read_text()) == by
 
     made = [Evolution(population=4, generations=2), RandomSearch(evaluations=5)]
     monkeypatch.setattr(modules["searchers"], "SEARCHERS", [lambda _, searcher=searcher: searcher for searcher in made])

@@ -19,6 +19,7 @@ from nni_cafenet import (
     InfeasibleBudget,
     InvalidBatches,
     InvalidScore,
+    PredictorSearch,
     RandomSearch,
     Supernet,
     UnsupportedModel,
@@ -186,6 +187,18 @@ def test_the_engines_budget_ends_the_search(make_space, make_evaluator, make_str
     experiment.config.max_trial_number = 1 + 1 + 3 + 4  # a try, the supernet, the baselines, the search
     experiment.run()
     assert len(strategy.result.history) == 4
+
+
+def test_models_come_in_the_order_that_the_searcher_predicts(
+    make_space, make_evaluator, make_strategy, make_experiment
+):
+    strategy = make_strategy(searcher=PredictorSearch(evaluations=10, first=8, favourites=2))
+    make_experiment(make_space(), make_evaluator(limit_train_batches=1), strategy).run()
+    result = strategy.result
+    assert result.predicted is not None
+    order = sorted(range(len(result.history)), key=lambda place: (-result.predicted[place], result.history[place].macs))
+    expected = [strategy.supernet.sample_of(result.history[place].subnetwork.widths) for place in order]
+    assert [model.sample for model in strategy.list_models(limit=10)] == expected
 
 
 # ---- state

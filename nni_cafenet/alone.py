@@ -1,0 +1,75 @@
+"""What is a network worth after a short training of its own? For searches without a supernet, beyond the paper."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from nni_cafenet.distributed import world_size
+from nni_cafenet.errors import CafeNetError
+from nni_cafenet.export.slicing import slice_model
+from nni_cafenet.modes import evaluating, seeded
+from nni_cafenet.search.searcher import Candidate
+from nni_cafenet.space import SearchSpace
+from nni_cafenet.supernet.objectives import LossFn, ScoreFn, checked_score
+from nni_cafenet.train import Recipe, train_model
+from nni_cafenet.widths import SubNetwork, Widths
+
+
+@dataclass(frozen=True, eq=False)
+class AloneScorer:
+    """Scores widths by training the network that `model` holds of them, each by itself.
+
+    A supernet's scores err in one direction: they fall where one layer is much wider than its neighbours, as the best
+    networks have it. Those of short trainings err by chance, which a PredictorSearch averages out.
+
+    Args:
+        model: where all start from, in the fixed pattern; left as it is.
+        train_batches: what each is trained on, all in the same order.
+        valid_batches: what score_fn gets.
+        score_fn: higher is better.
+        loss_fn: of the training.
+        recipe: of the training, of a few epochs.
+        seed: of shuffling, augmentation and dropout.
+    """
+
+    model: nn.Module
+    space: SearchSpace
+    train_batches: Iterable[Any]
+    valid_batches: Iterable[Any]
+    score_fn: ScoreFn
+    loss_fn: LossFn
+    recipe: Recipe
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if world_size() > 1:
+            raise CafeNetError("networks that are trained one by one are trained by one process: start it alone")
+
+    @property
+    def scores_of(self) -> str:
+        return f"networks of the search after {self.recipe.epochs} epochs each"
+
+    def score(self, sub: SubNetwork) -> float:
+        """The score of one sub-network after its training.
+
+        Raises:
+            InvalidScore: score_fn gave something that is not a finite number.
+            TrainingDiverged: the loss is NaN or infinite.
+        """
+        slim = slice_model(self.model, self.space, sub)
+        train_model(
+            slim, self.train_batches, self.recipe, loss_fn=self.loss_fn, seed=self.seed,
+            label=f"widths {list(sub.widths.bins_kept)}", progress=False,
+        )  # fmt: skip
+        with torch.no_grad(), evaluating(slim), seeded(self.seed, 0, slim):
+            return checked_score(self.score_fn(slim, self.valid_batches))
+
+    def evaluate(self, widths: Widths) -> Candidate:
+        """`widths` in the fixed pattern, with score and cost."""
+        sub, cost = SubNetwork.fixed(widths), self.space.cost
+        return Candidate(sub, self.score(sub), cost.macs(widths), cost.params(widths))

@@ -1,0 +1,159 @@
+"""Predictor search, beyond the paper: scores of random widths are regressed, and the regression says what is best."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nni_cafenet.cost import Limits
+from nni_cafenet.search.evolution import Evolution
+from nni_cafenet.search.searcher import MOST_TRIES, Candidate, Searcher, draw_within
+from nni_cafenet.space import SearchSpace, uniform_widths
+from nni_cafenet.widths import SubNetwork, Widths
+
+Predict = Callable[[Sequence[Widths]], npt.NDArray[np.float64]]  # of each width a score, shape (widths,)
+ALPHAS = np.logspace(-1, 3, 9)  # of the ridge; which one, the scores say
+
+
+class PredictorSearch:
+    """Scores random widths, then, in rounds, those that a regression of all scores so far thinks best.
+
+    A supernet's score errs by more than good networks differ by, so that the highest of many scores is mostly the
+    luckiest. The regression says what many scores agree on: a result is ranked by its predictions, not by the scores.
+
+    Args:
+        evaluations: widths scored in all.
+        first: of these Uniform's and random ones, before the first regression; two thirds unless given.
+        favourites: those that a regression thinks best, scored before the next one.
+        explorer: looks for these by the regression, which takes no time; Evolution(from_uniform=True, seed=seed)
+            unless given.
+        seed: of all draws.
+    """
+
+    def __init__(
+        self,
+        *,
+        evaluations: int = 200,
+        first: int | None = None,
+        favourites: int = 20,
+        explorer: Searcher | None = None,
+        seed: int = 0,
+    ) -> None:
+        first = max(1, 2 * evaluations // 3) if first is None else first
+        self.explorer = explorer or Evolution(from_uniform=True, seed=seed)
+        for name, number in (("evaluations", evaluations), ("first", first), ("favourites", favourites)):
+            if number < 1:
+                raise ValueError(f"{name} must be at least 1, but got {number}")
+        self.evaluations, self.first, self.favourites, self.seed = evaluations, first, favourites, seed
+        self._queue: list[Widths] = []  # of this round, not asked for yet
+        self._asked: set[Widths] = set()  # ever, the queue counted
+        self._told: dict[Widths, float] = {}
+        self._over = False  # nothing is left that is new, or may be asked for
+        self._space: SearchSpace | None = None
+        self._limits = Limits()
+
+    def __repr__(self) -> str:
+        return (
+            f"PredictorSearch(evaluations={self.evaluations}, first={self.first}, favourites={self.favourites}, "
+            f"explorer={self.explorer!r}, seed={self.seed})"
+        )
+
+    def begin(self, space: SearchSpace, limits: Limits) -> None:
+        self._space, self._limits = space, limits
+        self._queue, self._asked, self._told, self._over = [], set(), {}, False
+
+    def ask(self, n: int = 1) -> list[Widths]:
+        waiting = len(self._asked) - len(self._queue) - len(self._told)
+        if not self._queue and waiting == 0 and not self._over:
+            self._queue = self._drawn() if not self._asked else self._thought_best()
+            self._asked.update(self._queue)
+            self._over = not self._queue
+        asked, self._queue = self._queue[:n], self._queue[n:]
+        return asked
+
+    def tell(self, candidates: Sequence[Candidate]) -> None:
+        for candidate in candidates:
+            self._told[candidate.subnetwork.widths] = candidate.score
+
+    def predict(self, widths: Sequence[Widths]) -> list[float]:
+        """What the regression of all scores so far says of each of `widths`."""
+        return [float(score) for score in self._regression()(widths)]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "queue": [list(widths.bins_kept) for widths in self._queue],
+            "asked": sorted(list(widths.bins_kept) for widths in self._asked),
+            "told": [[list(widths.bins_kept), score] for widths, score in self._told.items()],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._queue = [Widths(tuple(bins)) for bins in state["queue"]]
+        self._asked = {Widths(tuple(bins)) for bins in state["asked"]}
+        self._told = {Widths(tuple(bins)): score for bins, score in state["told"]}
+
+    def _drawn(self) -> list[Widths]:
+        """Uniform's widths and random ones, none twice."""
+        assert self._space is not None, "begin() comes before ask()"
+        rng = np.random.default_rng(self.seed)
+        drawn = {uniform_widths(self._space, self._limits): None}
+        for _ in range(MOST_TRIES * self.first):
+            if len(drawn) >= min(self.first, self.evaluations):
+                break
+            drawn[draw_within(self._space, self._limits, rng)] = None
+        return list(drawn)
+
+    def _thought_best(self) -> list[Widths]:
+        """Of what the explorer finds by the regression, the best that were not asked for; none where nothing is new."""
+        assert self._space is not None, "begin() comes before ask()"
+        if (left := self.evaluations - len(self._asked)) <= 0:
+            return []
+        found = search_predictions(self._regression(), self.explorer, self._space, self._limits)
+        new = [one.subnetwork.widths for one in found if one.subnetwork.widths not in self._asked]
+        return new[: min(self.favourites, left)]
+
+    def _regression(self) -> Predict:
+        assert self._space is not None, "begin() comes before predict()"
+        # in an order of its own, so that which of several was told first makes no difference
+        known = sorted((widths.bins_kept, score) for widths, score in self._told.items() if math.isfinite(score))
+        return regression(self._space, [Widths(bins) for bins, _ in known], [score for _, score in known])
+
+
+def regression(space: SearchSpace, widths: Sequence[Widths], scores: Sequence[float]) -> Predict:
+    """A ridge regression of `scores` on the logarithms of the shares of channels that `widths` keep, and their squares.
+
+    With about as many scores as numbers to learn, a ridge is needed; how strong, leave-one-out errors say. One score
+    is what all widths get.
+    """
+    if len(widths) < 2:
+        return lambda some: np.full(len(some), np.mean(scores))
+    from sklearn.linear_model import RidgeCV  # takes long to import
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    fitted = make_pipeline(StandardScaler(), RidgeCV(alphas=ALPHAS)).fit(logarithms(space, widths), scores)
+    return lambda some: np.asarray(fitted.predict(logarithms(space, some)), dtype=np.float64)
+
+
+def logarithms(space: SearchSpace, widths: Sequence[Widths]) -> npt.NDArray[np.float64]:
+    """Of the share of its channels that each group keeps, and the squares of these; shape (widths, 2 * groups)."""
+    full = np.array([group.channels for group in space.groups])
+    logs = np.log(np.array([list(space.channels(each).values()) for each in widths]) / full)
+    return np.hstack([logs, logs**2])
+
+
+def search_predictions(predict: Predict, searcher: Searcher, space: SearchSpace, limits: Limits) -> list[Candidate]:
+    """All that `searcher`, begun here, asks for, scored by what `predict` says of it; the highest first."""
+    searcher.begin(space, limits)
+    seen: list[Candidate] = []
+    while asked := searcher.ask(searcher.evaluations):
+        told = [
+            Candidate(SubNetwork.fixed(each), float(score), space.cost.macs(each), space.cost.params(each))
+            for each, score in zip(asked, predict(asked), strict=True)
+        ]
+        searcher.tell(told)
+        seen += told
+    return sorted(seen, key=lambda candidate: -candidate.score)

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from nni_cafenet import Budget, Candidate, Evolution, PredictorSearch, Searcher, SubNetwork, Widths, uniform_widths
+from nni_cafenet.search.predictor import logarithms, regression, search_predictions
+from nni_cafenet.search.searcher import draw_within, predictions
+from tests.contracts.searcher import LIMITS, SPACE, SearcherContract, objective, scored, search
+from tests.spaces import chain
+
+
+class TestPredictorSearch(SearcherContract):
+    @staticmethod
+    def make(seed: int = 0) -> Searcher:
+        explorer = Evolution(population=8, generations=3, seed=seed)
+        return PredictorSearch(evaluations=30, first=15, favourites=5, explorer=explorer, seed=seed)
+
+
+SMALL = Evolution(population=8, generations=3)
+DEEP = chain(16, 24, 24, 32, 32, 48)
+HALF = DEEP.limits(Budget(max_macs="50%"))
+
+
+def worth(widths: Widths) -> float:
+    """Worth of a deep network: no layer should be too narrow, the later ones least of all."""
+    logs = logarithms(DEEP, [widths])[0, : len(DEEP.groups)]
+    return float(-(logs**2) @ np.linspace(0.2, 1, len(logs)))
+
+
+def noisy(widths: Widths, seed: int) -> float:
+    return worth(widths) + 0.3 * float(np.random.default_rng([seed, *widths.bins_kept]).normal())
+
+
+def searched(searcher: Searcher, seed: int) -> list[Widths]:
+    searcher.begin(DEEP, HALF)
+    asked = []
+    while one := searcher.ask(1):
+        searcher.tell([scored_deep(one[0], noisy(one[0], seed))])
+        asked += one
+    return asked
+
+
+def scored_deep(widths: Widths, score: float) -> Candidate:
+    return Candidate(SubNetwork.fixed(widths), score, DEEP.cost.macs(widths), DEEP.cost.params(widths))
+
+
+def test_where_scores_are_noisy_its_first_is_worth_more_than_evolution_s() -> None:
+    gains = []
+    for seed in range(5):
+        predictor, evolution = PredictorSearch(evaluations=100, seed=seed), Evolution(population=10, generations=10)
+        asked = searched(predictor, seed)
+        predicted = predictor.predict(asked)
+        best = asked[int(np.argmax(predicted))]
+        luckiest = max(searched(evolution, seed), key=lambda widths: noisy(widths, seed))
+        gains.append(worth(best) - worth(luckiest))
+    assert np.mean(gains) > 0
+    assert sum(gain > 0 for gain in gains) >= 4
+
+
+def test_it_starts_with_uniform_and_goes_on_to_what_it_thinks_best() -> None:
+    searcher = PredictorSearch(evaluations=60, first=40, favourites=10)
+    asked = searched(searcher, seed=0)
+    assert asked[0] == uniform_widths(DEEP, HALF)
+    assert len(asked) == 60
+    values = searcher.predict(asked)
+    assert np.mean(values[40:]) > max(np.quantile(values[:40], 0.9), np.mean(values[:40]))
+
+
+def test_a_regression_learns_what_is_a_square_of_logarithms() -> None:
+    rng = np.random.default_rng(0)
+    widths = [draw_within(DEEP, HALF, rng) for _ in range(80)]
+    values = [worth(each) for each in widths]
+    unseen = [draw_within(DEEP, HALF, rng) for _ in range(40)]
+    predicted = regression(DEEP, widths, values)(unseen)
+    assert np.corrcoef(predicted, [worth(each) for each in unseen])[0, 1] > 0.99
+
+
+def test_a_regression_of_one_score_says_that_score() -> None:
+    assert list(regression(SPACE, [SPACE.largest], [0.7])([SPACE.smallest, SPACE.largest])) == [0.7, 0.7]
+
+
+def test_predictions_do_not_depend_on_the_order_in_which_scores_were_told() -> None:
+    forward, backward = (PredictorSearch(evaluations=30, first=30) for _ in range(2))
+    for searcher, step in ((forward, 1), (backward, -1)):
+        searcher.begin(SPACE, LIMITS["macs"])
+        searcher.tell([scored(widths) for widths in searcher.ask(30)[::step]])
+    assert forward.predict([SPACE.largest]) == backward.predict([SPACE.largest])
+
+
+def test_widths_that_a_filter_refuses_are_no_scores() -> None:
+    searcher, without = (PredictorSearch(evaluations=30, first=30) for _ in range(2))
+    for each in (searcher, without):
+        each.begin(SPACE, LIMITS["macs"])
+    asked = searcher.ask(30)
+    searcher.tell([scored(asked[0], lambda widths: -math.inf), *map(scored, asked[1:])])
+    without.tell([scored(widths) for widths in asked[1:]])
+    assert searcher.predict(asked) == without.predict(asked)
+
+
+def test_all_that_a_prediction_is_asked_for_comes_back_highest_first() -> None:
+    found = search_predictions(
+        lambda some: np.array([objective(each) for each in some]),
+        Evolution(population=6, generations=3),
+        SPACE,
+        LIMITS["macs"],
+    )
+    assert [one.score for one in found] == sorted((objective(one.subnetwork.widths) for one in found), reverse=True)
+    assert len(found) > 6
+
+
+def test_a_searcher_that_takes_scores_as_they_are_predicts_nothing() -> None:
+    assert predictions(Evolution(), [SPACE.smallest]) is None
+
+
+def test_a_resumed_search_predicts_what_an_unbroken_one_does() -> None:
+    whole, first, second = (PredictorSearch(evaluations=20, favourites=4, explorer=SMALL) for _ in range(3))
+    for each in (whole, first):
+        each.begin(SPACE, LIMITS["macs"])
+    second.begin(SPACE, LIMITS["macs"])
+    asked = search(whole)
+    before = search(first, most=13)
+    second.load_state_dict(first.state_dict())
+    assert before + search(second) == asked
+    assert second.predict(asked) == whole.predict(asked)
+
+
+@pytest.mark.parametrize("name", ["evaluations", "first", "favourites"])
+def test_numbers_below_one_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, but got 0"):
+        PredictorSearch(**{name: 0})
+
+
+def test_predicting_before_beginning_is_an_internal_error() -> None:
+    with pytest.raises(AssertionError, match=r"begin\(\) comes before predict\(\)"):
+        PredictorSearch().predict([SPACE.smallest])

@@ -44,7 +44,7 @@ def alone() -> Result:
 
 def test_every_network_is_scored_as_its_slice_is_after_a_training_of_its_own() -> None:
     result = alone()
-    for found in [*result.history[:2], result.dense]:
+    for found in [*result.history[:2], result.best, result.dense]:
         slim = slice_model(net(), space(), SubNetwork.fixed(found.subnetwork.widths))
         train_model(
             slim, shuffled(), Recipe(2, sgd), loss_fn=cross_entropy, seed=3, progress=False

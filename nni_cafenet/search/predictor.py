@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,10 +25,13 @@ class PredictorSearch:
 
     A supernet's score errs by more than good networks differ by, so that the highest of many scores is mostly the
     luckiest. The regression says what many scores agree on: a result is ranked by its predictions, not by the scores.
+    Networks of one budget differ by little, so most of what it learns is from smaller and larger ones: what it asks for
+    is beyond the limits too.
 
     Args:
         evaluations: widths scored in all.
         first: of these Uniform's and random ones, before the first regression; two thirds unless given.
+        spread: the random ones fill budgets from half of the limits to so many times these.
         favourites: those that a regression thinks best, scored before the next one.
         explorer: looks for these by the regression, which takes no time; Evolution(from_uniform=True, seed=seed)
             unless given.
@@ -39,16 +43,23 @@ class PredictorSearch:
         *,
         evaluations: int = 200,
         first: int | None = None,
+        spread: float = 8,
         favourites: int = 20,
         explorer: Searcher | None = None,
         seed: int = 0,
     ) -> None:
         first = max(1, 2 * evaluations // 3) if first is None else first
         self.explorer = explorer or Evolution(from_uniform=True, seed=seed)
-        for name, number in (("evaluations", evaluations), ("first", first), ("favourites", favourites)):
+        for name, number in (
+            ("evaluations", evaluations),
+            ("first", first),
+            ("spread", spread),
+            ("favourites", favourites),
+        ):
             if number < 1:
                 raise ValueError(f"{name} must be at least 1, but got {number}")
-        self.evaluations, self.first, self.favourites, self.seed = evaluations, first, favourites, seed
+        self.evaluations, self.first, self.spread, self.favourites = evaluations, first, spread, favourites
+        self.seed = seed
         self._queue: list[Widths] = []  # of this round, not asked for yet
         self._asked: set[Widths] = set()  # ever, the queue counted
         self._told: dict[Widths, float] = {}
@@ -58,8 +69,8 @@ class PredictorSearch:
 
     def __repr__(self) -> str:
         return (
-            f"PredictorSearch(evaluations={self.evaluations}, first={self.first}, favourites={self.favourites}, "
-            f"explorer={self.explorer!r}, seed={self.seed})"
+            f"PredictorSearch(evaluations={self.evaluations}, first={self.first}, spread={self.spread}, "
+            f"favourites={self.favourites}, explorer={self.explorer!r}, seed={self.seed})"
         )
 
     def begin(self, space: SearchSpace, limits: Limits) -> None:
@@ -103,7 +114,8 @@ class PredictorSearch:
         for _ in range(MOST_TRIES * self.first):
             if len(drawn) >= min(self.first, self.evaluations):
                 break
-            drawn[draw_within(self._space, self._limits, rng)] = None
+            factor = math.exp(rng.uniform(math.log(0.5), math.log(self.spread)))
+            drawn[draw_within(self._space, _scaled(self._space, self._limits, factor), rng)] = None
         return list(drawn)
 
     def _thought_best(self) -> list[Widths]:
@@ -120,6 +132,16 @@ class PredictorSearch:
         # in an order of its own, so that which of several was told first makes no difference
         known = sorted((widths.bins_kept, score) for widths, score in self._told.items() if math.isfinite(score))
         return regression(self._space, [Widths(bins) for bins, _ in known], [score for _, score in known])
+
+
+def _scaled(space: SearchSpace, limits: Limits, factor: float) -> Limits:
+    """Limits of `factor` times the budget, within what networks of the space have."""
+    bounds = {"max_macs": space.cost.macs, "max_params": space.cost.params}
+    asked = {name: limit for name in bounds if (limit := getattr(limits, name)) is not None}
+    return replace(limits, **{
+        name: min(max(int(factor * limit), bounds[name](space.smallest)), bounds[name](space.largest))
+        for name, limit in asked.items()
+    })  # fmt: skip
 
 
 def regression(space: SearchSpace, widths: Sequence[Widths], scores: Sequence[float]) -> Predict:

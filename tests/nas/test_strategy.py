@@ -196,8 +196,9 @@ def test_models_come_in_the_order_that_the_searcher_predicts(
     make_experiment(make_space(), make_evaluator(limit_train_batches=1), strategy).run()
     result = strategy.result
     assert result.predicted is not None
-    order = sorted(range(len(result.history)), key=lambda place: (-result.predicted[place], result.history[place].macs))
-    expected = [strategy.supernet.sample_of(result.history[place].subnetwork.widths) for place in order]
+    values = dict(zip(result.history, result.predicted, strict=True))
+    best_first = sorted(result.admitted, key=lambda found: (-values[found], found.macs))
+    expected = [strategy.supernet.sample_of(found.subnetwork.widths) for found in best_first]
     assert [model.sample for model in strategy.list_models(limit=10)] == expected
 
 

@@ -17,6 +17,10 @@ class TestGreedy(SearcherContract):
     def make(seed: int = 0) -> Searcher:
         return Greedy(steps=6 + seed)
 
+    @pytest.mark.parametrize("limits", LIMITS)
+    def test_it_ends_within_the_limits(self, limits: str) -> None:
+        assert LIMITS[limits].admit(SPACE.cost, search(self.begun(limits))[-1])
+
 
 def steps_of(searcher: Searcher, score: Callable[[Widths], float] = objective) -> list[list[Widths]]:
     """What is asked for, a whole step at once; the full network first."""

@@ -13,6 +13,8 @@ from tests.spaces import chain
 
 
 class TestPredictorSearch(SearcherContract):
+    asks_within_limits = False
+
     @staticmethod
     def make(seed: int = 0) -> Searcher:
         explorer = Evolution(population=8, generations=3, seed=seed)
@@ -51,9 +53,8 @@ def test_where_scores_are_noisy_its_first_is_worth_more_than_evolution_s() -> No
     gains = []
     for seed in range(5):
         predictor, evolution = PredictorSearch(evaluations=100, seed=seed), Evolution(population=10, generations=10)
-        asked = searched(predictor, seed)
-        predicted = predictor.predict(asked)
-        best = asked[int(np.argmax(predicted))]
+        admitted = [widths for widths in searched(predictor, seed) if HALF.admit(DEEP.cost, widths)]
+        best = admitted[int(np.argmax(predictor.predict(admitted)))]
         luckiest = max(searched(evolution, seed), key=lambda widths: noisy(widths, seed))
         gains.append(worth(best) - worth(luckiest))
     assert np.mean(gains) > 0
@@ -65,8 +66,18 @@ def test_it_starts_with_uniform_and_goes_on_to_what_it_thinks_best() -> None:
     asked = searched(searcher, seed=0)
     assert asked[0] == uniform_widths(DEEP, HALF)
     assert len(asked) == 60
-    values = searcher.predict(asked)
-    assert np.mean(values[40:]) > max(np.quantile(values[:40], 0.9), np.mean(values[:40]))
+    admitted = [HALF.admit(DEEP.cost, widths) for widths in asked]
+    values = np.array(searcher.predict(asked))
+    assert all(admitted[40:]) and 5 < sum(admitted[:40]) < 35  # the random ones are smaller and larger
+    assert values[50:].min() > np.quantile(values[:40][admitted[:40]], 0.9)
+
+
+def test_without_a_spread_beyond_the_limits_it_asks_within_them() -> None:
+    searcher = PredictorSearch(evaluations=40, first=40, spread=1)
+    searcher.begin(DEEP, HALF)
+    asked = searcher.ask(40)
+    assert all(HALF.admit(DEEP.cost, widths) for widths in asked)
+    assert min(DEEP.cost.macs(widths) for widths in asked) < 0.7 * HALF.max_macs
 
 
 def test_a_regression_learns_what_is_a_square_of_logarithms() -> None:
@@ -127,7 +138,7 @@ def test_a_resumed_search_predicts_what_an_unbroken_one_does() -> None:
     assert second.predict(asked) == whole.predict(asked)
 
 
-@pytest.mark.parametrize("name", ["evaluations", "first", "favourites"])
+@pytest.mark.parametrize("name", ["evaluations", "first", "spread", "favourites"])
 def test_numbers_below_one_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} must be at least 1, but got 0"):
         PredictorSearch(**{name: 0})

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from rivals import RIVALS, Unreachable, choose
-from setting import ARMS, Setting, add_setting, scores, setting_of, sgd, write_cell
+from setting import ALONE_ARM, ARMS, Setting, add_setting, scores, setting_of, sgd, write_cell
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -63,7 +63,7 @@ LOCAL = ("local", "l1", "fpgm")  # the same share of every layer: Uniform's widt
 SHORT = 0.1  # of the epochs, after which Random's best is chosen
 FINALISTS = 16  # of successive halving
 GENERATIONS = 12  # of CafeNet-E
-ALONE, ALONE_COST = 0.2, 4  # share of the epochs of a network that is trained by itself, and what that costs in scores
+ALONE_COST = 4  # what a short training costs in scores of a supernet
 RIVAL_BATCHES = 20  # that pruners learn from
 LR = {"scratch": 0.1, "inherited": 0.03}
 
@@ -156,11 +156,10 @@ def find(setting: Setting, method: str, limits: Limits, weights: str) -> Found:
     arm, word = ("locally-free", "greedy") if method == "greedy" else (arm, word)
     evaluations = setting.size.evaluations
     scorer: Scorer | AloneScorer
-    if arm == "alone":
-        recipe = Recipe(max(1, round(ALONE * setting.size.epochs)), partial(sgd, lr=LR[weights]))
-        scorer, seconds = setting.alone(recipe, trained=weights == "inherited"), 0.0
+    if arm == ALONE_ARM:
+        scorer, seconds = setting.alone(trained=weights == "inherited", lr=LR[weights]), 0.0
         evaluations //= ALONE_COST
-        settings = {"arm": "alone", **recipe.settings()}
+        settings = {"arm": arm, **scorer.recipe.settings()}
     else:
         scorer, seconds = setting.scorer(arm, limits)
         settings = {"arm": repr(ARMS[arm])}
@@ -175,7 +174,7 @@ def find(setting: Setting, method: str, limits: Limits, weights: str) -> Found:
         "predictor": PredictorSearch(evaluations=evaluations, favourites=max(1, evaluations // 6), seed=setting.seed),
     }
     settings |= {"searcher": repr(searchers[word]), "limits": repr(limits)}
-    started = f"-{weights}" if arm == "alone" else ""
+    started = f"-{weights}" if arm == ALONE_ARM else ""
     name = f"{arm}{started}-{word.replace('halving', 'e')}-{limits.max_macs}"
     result = search_supernet(
         scorer, searchers[word], limits, checkpoint=Checkpoint(setting.work, f"search-{name}", settings)

@@ -22,14 +22,16 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from agreement import Agreement, agreement, by_seed, draw_agreement, split_half
-from setting import ARMS, Setting, add_setting, nearest, scored, setting_of
+from setting import ALONE_ARM, ARMS, Setting, add_setting, nearest, scored, setting_of
 from torch import nn
 from tqdm.auto import tqdm
 
-from nni_cafenet import Budget, SearchSpace, SubNetwork, Widths, cross_entropy
+from nni_cafenet import Budget, SearchSpace, SubNetwork, Widths, accuracy, cross_entropy
+from nni_cafenet.alone import AloneScorer
 from nni_cafenet.files import replacing
 from nni_cafenet.networks import Network
 from nni_cafenet.search.searcher import draw_within
+from nni_cafenet.supernet.evaluate import Scorer
 
 Kind = TypeVar("Kind", "Alone", "Shared")
 SPREAD = (5, 60)  # percent of the MACs, of the half that is not within the band
@@ -67,7 +69,7 @@ def main() -> None:
         add_setting(own)
         add_widths(own)
         if name == "supernets":
-            own.add_argument("--arms", nargs="+", choices=ARMS, default=["locally-free", "fixed"])
+            own.add_argument("--arms", nargs="+", choices=[*ARMS, ALONE_ARM], default=["locally-free", "fixed"])
     own = commands.add_parser("report", help="tau of each arm, with intervals")
     own.add_argument("--out", type=Path, required=True)
     own.add_argument("--network", default="vgg13")
@@ -120,14 +122,28 @@ def supernets(setting: Setting, widths: Sequence[Widths], options: argparse.Name
     for arm in options.arms:
         if (setting.network, arm, setting.seed) in known:
             continue
-        scorer, _ = setting.scorer(arm, setting.space.limits(Budget(max_macs=options.band)))
-        space = scorer.supernet.space
+        scorer: Scorer | AloneScorer = setting.alone()
+        if arm != ALONE_ARM:
+            scorer, _ = setting.scorer(arm, setting.space.limits(Budget(max_macs=options.band)))
         rows = []
         for number, each in enumerate(tqdm(widths, desc=f"{arm}, seed {setting.seed}", unit="width")):
-            near = nearest(space, setting.space.channels(each))
-            found = [replace(scorer, score_fn=score).evaluate(near).score for score in (scorer.score_fn, minus_loss)]
-            rows.append(Shared(setting.network, number, arm, setting.seed, *found))
+            near = nearest(scorer.space, setting.space.channels(each))
+            rows.append(Shared(setting.network, number, arm, setting.seed, *both_scores(scorer, near)))
         append(path, rows)
+
+
+def both_scores(scorer: Scorer | AloneScorer, widths: Widths) -> tuple[float, float]:
+    """By accuracy and by the negative loss: a supernet's of the best candidate by each, a training's of its network."""
+    if isinstance(scorer, Scorer):
+        by_loss = replace(scorer, score_fn=minus_loss)
+        return scorer.evaluate(widths).score, by_loss.evaluate(widths).score
+    losses: list[float] = []
+
+    def accurate(model: nn.Module, batches: Iterable[Any]) -> float:
+        losses.append(minus_loss(model, batches))
+        return accuracy(model, batches)
+
+    return replace(scorer, score_fn=accurate).evaluate(widths).score, losses[-1]
 
 
 def minus_loss(model: nn.Module, batches: Iterable[Any]) -> float:

@@ -121,6 +121,8 @@ class Arm:
         return replace(self, scored="", recalibrated=None)
 
 
+ALONE_ARM = "alone"  # no supernet: every network that is asked for is trained by itself,
+SHORT = 0.2  # for this share of a final training's epochs
 FREE = LocallyFree(offset=1)
 ARMS = {
     "locally-free": Arm(FREE),
@@ -267,10 +269,10 @@ class Setting:
         )  # fmt: skip
         return scorer, float(kept.read_text())
 
-    def alone(self, recipe: Recipe, *, trained: bool) -> AloneScorer:
+    def alone(self, *, trained: bool = False, lr: float = 0.1) -> AloneScorer:
         """Scores networks by a training of their own, from scratch or from the trained network's best channels."""
         start = self.sorted if trained else self.fresh()
-        valid = list(self.splits.valid)
+        valid, recipe = list(self.splits.valid), Recipe(max(1, round(SHORT * self.size.epochs)), partial(sgd, lr=lr))
         return AloneScorer(start, self.space, self.splits.train, valid, accuracy, cross_entropy, recipe, self.seed)
 
     def first_batches(self, count: int) -> list[Batch]:

@@ -8,6 +8,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
+from operator import itemgetter
 from pathlib import Path
 from types import ModuleType
 
@@ -21,7 +22,7 @@ from tests.examples import on_disk
 BENCHMARKS = Path(__file__).parents[2] / "examples" / "benchmarks"
 NAMES = (
     "fashion_mnist", "networks", "setting", "rivals", "compare", "again", "summarise", "agreement", "ranking",
-    "ceiling", "searchers",
+    "ceiling", "searchers", "effects",
 )  # fmt: skip
 
 
@@ -287,9 +288,23 @@ def test_a_ranking_study_goes_on_and_reports(
     run(modules["ceiling"], [*asked, "--times", "2", "--by", "fixed", "--by-seeds", "0"], monkeypatch)
     assert json.loads((out / "vgg13-ceiling-fixed-0.json").read_text()) == by
 
+    shared = ranking.read(out / "shared.csv", ranking.Shared)
+    for arm in ("alone", "fixed"):
+        run(ranking, ["supernets", *asked, "--seeds", "0", "1", "--arms", arm], monkeypatch)
+    known = asked[asked.index("--out") :]  # what is asked of networks is known by now
+    run(modules["effects"], known, monkeypatch)
+    with (out / "vgg13-effects.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(by, seeds) for by, seeds, group in map(itemgetter("by", "seeds", "group"), rows) if group == "mean"] == [
+        (by, "2")
+        for by in ("truth", "alone", "fixed")
+        for _ in ("half", "twice")  # two seeds are the least
+    ]
+    assert (out / "vgg13-effects.svg").read_text().count("trained alone, shortly") == 1
+    (out / "shared.csv").write_text("\n".join((out / "shared.csv").read_text().splitlines()[: 1 + len(shared)]) + "\n")
+
     made = [Evolution(population=4, generations=2), RandomSearch(evaluations=5)]
     monkeypatch.setattr(modules["searchers"], "SEARCHERS", [lambda _, searcher=searcher: searcher for searcher in made])
-    known = asked[asked.index("--out") :]  # what is asked of networks is known by now
     run(modules["searchers"], [*known, "--times", "2"], monkeypatch)
     with (out / "vgg13-searchers.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

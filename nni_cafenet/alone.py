@@ -1,4 +1,4 @@
-"""What is a network worth after a short training of its own? For searches without a supernet, beyond the paper."""
+"""What is a network worth after a training of its own? For searches without a supernet, beyond the paper."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from nni_cafenet.widths import SubNetwork, Widths
 class AloneScorer:
     """Scores widths by training the network that `model` holds of them, each by itself.
 
-    A supernet's scores err in one direction: they fall where one layer is much wider than its neighbours, as the best
-    networks have it. Those of short trainings err by chance, which a PredictorSearch averages out.
+    A supernet's scores err in one direction: what a wider layer gains is overlooked. Those of networks that are trained
+    alone, to the end, err by chance, which a PredictorSearch averages out.
 
     Args:
         model: where all start from, in the fixed pattern; left as it is.
@@ -33,7 +33,7 @@ class AloneScorer:
         valid_batches: what score_fn gets.
         score_fn: higher is better.
         loss_fn: of the training.
-        recipe: of the training, of a few epochs.
+        recipe: of the training; that of the final one, for shorter ones prefer other widths.
         seed: of shuffling, augmentation and dropout.
     """
 

@@ -136,8 +136,8 @@ def search_widths(
         searcher: Evolution(seed=seed), CafeNet-E of the paper, unless given.
         epochs: of the supernet's training.
         train_each: with more than 0 there is no supernet: each network that the searcher asks for is trained by itself,
-            from `model`, for so many epochs, and scored. For a PredictorSearch, which is content with short trainings
-            of few networks.
+            from `model`, for so many epochs, and scored. For a PredictorSearch, to which some sixty say enough, and
+            the same ones for all budgets.
         stages: of a multi-stage search, such as linear_stages(budget, count=2); each has a supernet, and bins, of its
             own, and starts from the weights and the widths that the stage before found (eq. 10). Of one budget only.
         candidates: which joint choices a training step compares: "sampled", "sampled:5", "tied" or an object.

@@ -127,7 +127,7 @@ def lottery(model: nn.Module, given: Any) -> float:
 
 
 def test_a_result_is_ranked_by_what_its_searcher_predicts(tmp_path: Path) -> None:
-    searcher = PredictorSearch(evaluations=16, first=12, favourites=2)
+    searcher = PredictorSearch(evaluations=16, first=12, between=(0.2, 1), favourites=2)
     options: dict[str, Any] = {"searcher": searcher, "epochs": 0, "score_fn": lottery}
     result = run(**options)
     assert result.predicted is not None

@@ -7,9 +7,9 @@ on the squares of these: by sixty trainings, which no search could afford. Evolu
 the band's unless told, for which that predicts most; these and Uniform are then trained several times. What they gain
 over Uniform, with Student's interval of 95 %, is about what there is to gain: a supernet that ranks widths worse than
 that regression should not be expected to find more. With --by ARM the mean scores of that arm's supernets, as
-`ranking.py supernets` has collected them, stand in the place of the truth: what several supernets find together; those
-of --by-seeds, or all. All is in OUT/NETWORK-ceiling.json (NETWORK-ceiling-5-fixed-0-1-2.json for --budget 5% --by fixed
---by-seeds 0 1 2); the same command goes on where it was.
+`ranking.py supernets` has collected them, stand in the place of the truth: what several supernets find together; with
+--by-seeds those of some seeds alone, as does the truth of these without --by. All is in OUT/NETWORK-ceiling.json
+(NETWORK-ceiling-5-fixed-0-1-2.json for --budget 5% --by fixed --by-seeds 0 1 2); the same command goes on where it was.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 from agreement import Numbers, by_seed, tau
 from ranking import Alone, Shared, add_widths, draw, read
 from scipy.stats import hmean
-from setting import ARMS, add_setting, setting_of, trained_again
+from setting import ALONE_ARM, ARMS, add_setting, setting_of, trained_again
 from summarise import interval
 
 from nni_cafenet import Budget, Evolution, SearchSpace, SubNetwork, Widths
@@ -40,8 +40,10 @@ def main() -> None:
     add_widths(parser)
     parser.add_argument("--times", type=int, default=4, help="trainings of the found network and of Uniform")
     parser.add_argument("--budget", help="within which widths are looked for; the band's unless given")
-    parser.add_argument("--by", choices=ARMS, help="the arm whose supernets are asked instead of the truth")
-    parser.add_argument("--by-seeds", type=int, nargs="+", help="of these supernets; all there are unless given")
+    parser.add_argument(
+        "--by", choices=[*ARMS, ALONE_ARM], help="the arm whose supernets are asked instead of the truth"
+    )
+    parser.add_argument("--by-seeds", type=int, nargs="+", help="of these seeds' scores or truth; of all unless given")
     options = parser.parse_args()
     budget = options.budget or options.band
     if options.times < 2:
@@ -53,12 +55,12 @@ def main() -> None:
     truths = np.array(list(by_seed(alone, "check").values()))
     truth = truths.mean(0)
     assert len(truth) == len(widths), f"{len(truth)} widths were trained alone: first run ranking.py truth"
-    asked, band = truths, len(widths) // 2
+    band, scores = len(widths) // 2, by_seed(alone, "check")
     if options.by:
         shared = read(options.out / "shared.csv", Shared)
         own = [row for row in shared if (row.network, row.arm) == (options.network, options.by)]
         scores = by_seed(own, "accuracy")
-        asked = np.array([scores[seed] for seed in options.by_seeds or scores])
+    asked = np.array([scores[seed] for seed in options.by_seeds or scores])
     unseen = predicted_unseen(space, widths, asked.mean(0))
     even = hmean(shares(space, widths), axis=1)  # what a supernet has to be better than
     evolution = Evolution(population=64, generations=60, from_uniform=True)
@@ -88,7 +90,8 @@ def main() -> None:
         mean, low, high = interval([100 * (one - other) for one, other in zip(found, uniform, strict=True)])
         report[f"points_above_uniform_{split}"] = {"mean": mean, "low": low, "high": high}
     print(json.dumps(report, indent=1))
-    parts = [options.network, "ceiling", "" if budget == options.band else budget.rstrip("%"), options.by]
+    by = options.by or ("truth" if options.by_seeds else "")
+    parts = [options.network, "ceiling", "" if budget == options.band else budget.rstrip("%"), by]
     name = "-".join(filter(None, [*parts, *map(str, options.by_seeds or [])]))
     with replacing(options.out / f"{name}.json") as partial:
         partial.write_text(json.dumps(report, indent=1) + "\n")

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from rivals import RIVALS, Unreachable, choose
-from setting import ALONE_ARM, ARMS, Setting, add_setting, scores, setting_of, sgd, write_cell
+from setting import ALONE_ARM, ARMS, RememberingScorer, Setting, add_setting, scores, setting_of, sgd, write_cell
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -63,7 +63,7 @@ LOCAL = ("local", "l1", "fpgm")  # the same share of every layer: Uniform's widt
 SHORT = 0.1  # of the epochs, after which Random's best is chosen
 FINALISTS = 16  # of successive halving
 GENERATIONS = 12  # of CafeNet-E
-ALONE_COST = 4  # what a short training costs in scores of a supernet
+ALONE = 3 / 16  # of the evaluations, where each is a training
 RIVAL_BATCHES = 20  # that pruners learn from
 LR = {"scratch": 0.1, "inherited": 0.03}
 
@@ -119,8 +119,11 @@ def cell(setting: Setting, method: str, budget: Budget, weights: str) -> dict[st
             network = Network(found.space, SubNetwork.fixed(found.subnetwork.widths))
             model = network.make(setting.factory, seed=setting.seed)
         row |= {"supernet_seconds": found.supernet_seconds}
+    took = time.perf_counter() - start
+    if method != "random" and found.search_seconds is not None:
+        took = found.search_seconds
     row |= {
-        "macs": network.macs, "params": network.params, "search_seconds": time.perf_counter() - start,
+        "macs": network.macs, "params": network.params, "search_seconds": took,
         "widths": network.space.channels(network.subnetwork.widths),
     }  # fmt: skip
     start = time.perf_counter()
@@ -137,6 +140,7 @@ class Found:
     subnetwork: SubNetwork
     trained: nn.Module
     supernet_seconds: float = 0.0
+    search_seconds: float | None = None  # as far as it was done before, for another budget
 
 
 def find(setting: Setting, method: str, limits: Limits, weights: str) -> Found:
@@ -157,8 +161,8 @@ def find(setting: Setting, method: str, limits: Limits, weights: str) -> Found:
     evaluations = setting.size.evaluations
     scorer: Scorer | AloneScorer
     if arm == ALONE_ARM:
-        scorer, seconds = setting.alone(trained=weights == "inherited", lr=LR[weights]), 0.0
-        evaluations //= ALONE_COST
+        scorer, seconds = setting.alone(setting.size.epochs, trained=weights == "inherited", lr=LR[weights]), 0.0
+        evaluations = round(ALONE * evaluations)
         settings = {"arm": arm, **scorer.recipe.settings()}
     else:
         scorer, seconds = setting.scorer(arm, limits)
@@ -171,7 +175,9 @@ def find(setting: Setting, method: str, limits: Limits, weights: str) -> Found:
         "halving": Evolution(population=population, generations=GENERATIONS, from_uniform=True, seed=setting.seed),
         "r": RandomSearch(evaluations=evaluations, seed=setting.seed),
         "greedy": Greedy(steps=max(1, evaluations // len(space.groups))),
-        "predictor": PredictorSearch(evaluations=evaluations, favourites=max(1, evaluations // 6), seed=setting.seed),
+        "predictor": PredictorSearch(
+            evaluations=evaluations, first=8 * evaluations // 9, favourites=max(1, evaluations // 9), seed=setting.seed
+        ),
     }
     settings |= {"searcher": repr(searchers[word]), "limits": repr(limits)}
     started = f"-{weights}" if arm == ALONE_ARM else ""
@@ -179,6 +185,8 @@ def find(setting: Setting, method: str, limits: Limits, weights: str) -> Found:
     result = search_supernet(
         scorer, searchers[word], limits, checkpoint=Checkpoint(setting.work, f"search-{name}", settings)
     )
+    if isinstance(scorer, RememberingScorer):
+        return Found(space, result.best.subnetwork, result.supernet, search_seconds=scorer.seconds(result.history))
     if word != "halving":
         return Found(space, result.best.subnetwork, result.supernet, seconds)
     factory = partial(copy.deepcopy, result.supernet) if weights == "inherited" else setting.factory

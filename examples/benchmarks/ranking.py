@@ -34,6 +34,7 @@ from nni_cafenet.search.searcher import draw_within
 from nni_cafenet.supernet.evaluate import Scorer
 
 Kind = TypeVar("Kind", "Alone", "Shared")
+SHORT = 0.2  # of the epochs, where widths are trained alone in the place of a supernet
 SPREAD = (5, 60)  # percent of the MACs, of the half that is not within the band
 
 
@@ -122,7 +123,7 @@ def supernets(setting: Setting, widths: Sequence[Widths], options: argparse.Name
     for arm in options.arms:
         if (setting.network, arm, setting.seed) in known:
             continue
-        scorer: Scorer | AloneScorer = setting.alone()
+        scorer: Scorer | AloneScorer = setting.alone(max(1, round(SHORT * setting.size.epochs)))
         if arm != ALONE_ARM:
             scorer, _ = setting.scorer(arm, setting.space.limits(Budget(max_macs=options.band)))
         rows = []
@@ -143,7 +144,7 @@ def both_scores(scorer: Scorer | AloneScorer, widths: Widths) -> tuple[float, fl
         losses.append(minus_loss(model, batches))
         return accuracy(model, batches)
 
-    return replace(scorer, score_fn=accurate).evaluate(widths).score, losses[-1]
+    return replace(scorer, score_fn=accurate).score(SubNetwork.fixed(widths)), losses[-1]
 
 
 def minus_loss(model: nn.Module, batches: Iterable[Any]) -> float:

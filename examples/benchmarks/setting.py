@@ -6,7 +6,7 @@ import argparse
 import copy
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from networks import COMPACT, NETWORKS
 from torch import nn
 
 from nni_cafenet import (
+    Candidate,
     Fixed,
     FullyFree,
     LocallyFree,
@@ -121,8 +122,7 @@ class Arm:
         return replace(self, scored="", recalibrated=None)
 
 
-ALONE_ARM = "alone"  # no supernet: every network that is asked for is trained by itself,
-SHORT = 0.2  # for this share of a final training's epochs
+ALONE_ARM = "alone"  # no supernet: every network that is asked for is trained by itself
 FREE = LocallyFree(offset=1)
 ARMS = {
     "locally-free": Arm(FREE),
@@ -152,6 +152,42 @@ ARMS = {
     "near-distill": Arm(FREE, near=1.0, sandwich=True, distill=True),
     "fixed-sandwich-distill": Arm(Fixed(), sandwich=True, distill=True),
 }
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RememberingScorer(AloneScorer):
+    """An AloneScorer that trains no widths twice, whichever budget they are asked for within.
+
+    Args:
+        path: where their scores are kept, and the seconds that these took.
+    """
+
+    path: Path
+
+    def evaluate(self, widths: Widths) -> Candidate:
+        known = self._known()
+        if self._key(widths) not in known:
+            start = time.perf_counter()
+            score = super().evaluate(widths).score
+            known[self._key(widths)] = score, time.perf_counter() - start
+            with replacing(self.path) as partly:
+                partly.write_text(json.dumps(known) + "\n")
+        score, _ = known[self._key(widths)]
+        cost = self.space.cost
+        return Candidate(SubNetwork.fixed(widths), score, cost.macs(widths), cost.params(widths))
+
+    def seconds(self, candidates: Iterable[Candidate]) -> float:
+        """How long the trainings of these took."""
+        known = self._known()
+        return sum(known[self._key(found.subnetwork.widths)][1] for found in candidates)
+
+    def _known(self) -> dict[str, tuple[float, float]]:
+        found: dict[str, tuple[float, float]] = json.loads(self.path.read_text()) if self.path.exists() else {}
+        return found
+
+    @staticmethod
+    def _key(widths: Widths) -> str:
+        return "-".join(map(str, widths.bins_kept))
 
 
 @dataclass(frozen=True, eq=False)
@@ -269,11 +305,14 @@ class Setting:
         )  # fmt: skip
         return scorer, float(kept.read_text())
 
-    def alone(self, *, trained: bool = False, lr: float = 0.1) -> AloneScorer:
+    def alone(self, epochs: int, *, trained: bool = False, lr: float = 0.1) -> RememberingScorer:
         """Scores networks by a training of their own, from scratch or from the trained network's best channels."""
         start = self.sorted if trained else self.fresh()
-        valid, recipe = list(self.splits.valid), Recipe(max(1, round(SHORT * self.size.epochs)), partial(sgd, lr=lr))
-        return AloneScorer(start, self.space, self.splits.train, valid, accuracy, cross_entropy, recipe, self.seed)
+        name = f"alone-{'trained' if trained else 'fresh'}-{epochs}.json"
+        return RememberingScorer(
+            start, self.space, self.splits.train, list(self.splits.valid), accuracy, cross_entropy,
+            Recipe(epochs, partial(sgd, lr=lr)), self.seed, path=self.work / name,
+        )  # fmt: skip
 
     def first_batches(self, count: int) -> list[Batch]:
         """Of the training images, as a first epoch would see them."""

@@ -25,13 +25,13 @@ class PredictorSearch:
 
     A supernet's score errs by more than good networks differ by, so that the highest of many scores is mostly the
     luckiest. The regression says what many scores agree on: a result is ranked by its predictions, not by the scores.
-    Networks of one budget differ by little, so most of what it learns is from smaller and larger ones: what it asks for
-    is beyond the limits too.
+    Networks of one budget differ by little, so it learns from those of many: the random ones fill budgets between two
+    shares of the full network, whatever the limits are, so that searches of several budgets share their scores.
 
     Args:
         evaluations: widths scored in all.
-        first: of these Uniform's and random ones, before the first regression; two thirds unless given.
-        spread: the random ones fill budgets from half of the limits to so many times these.
+        first: of these Uniform's and random ones, before the first regression; four fifths unless given.
+        between: the shares of the full network's MACs, or parameters, which the random ones have.
         favourites: those that a regression thinks best, scored before the next one.
         explorer: looks for these by the regression, which takes no time; Evolution(from_uniform=True, seed=seed)
             unless given.
@@ -41,24 +41,21 @@ class PredictorSearch:
     def __init__(
         self,
         *,
-        evaluations: int = 200,
+        evaluations: int = 100,
         first: int | None = None,
-        spread: float = 8,
+        between: tuple[float, float] = (0.03, 0.5),
         favourites: int = 20,
         explorer: Searcher | None = None,
         seed: int = 0,
     ) -> None:
-        first = max(1, 2 * evaluations // 3) if first is None else first
+        first = max(1, 4 * evaluations // 5) if first is None else first
         self.explorer = explorer or Evolution(from_uniform=True, seed=seed)
-        for name, number in (
-            ("evaluations", evaluations),
-            ("first", first),
-            ("spread", spread),
-            ("favourites", favourites),
-        ):
+        for name, number in (("evaluations", evaluations), ("first", first), ("favourites", favourites)):
             if number < 1:
                 raise ValueError(f"{name} must be at least 1, but got {number}")
-        self.evaluations, self.first, self.spread, self.favourites = evaluations, first, spread, favourites
+        if not 0 < between[0] <= between[1] <= 1:
+            raise ValueError(f"between must be two shares, 0 < low <= high <= 1, but got {between}")
+        self.evaluations, self.first, self.between, self.favourites = evaluations, first, between, favourites
         self.seed = seed
         self._queue: list[Widths] = []  # of this round, not asked for yet
         self._asked: set[Widths] = set()  # ever, the queue counted
@@ -69,7 +66,7 @@ class PredictorSearch:
 
     def __repr__(self) -> str:
         return (
-            f"PredictorSearch(evaluations={self.evaluations}, first={self.first}, spread={self.spread}, "
+            f"PredictorSearch(evaluations={self.evaluations}, first={self.first}, between={self.between}, "
             f"favourites={self.favourites}, explorer={self.explorer!r}, seed={self.seed})"
         )
 
@@ -114,8 +111,8 @@ class PredictorSearch:
         for _ in range(MOST_TRIES * self.first):
             if len(drawn) >= min(self.first, self.evaluations):
                 break
-            factor = math.exp(rng.uniform(math.log(0.5), math.log(self.spread)))
-            drawn[draw_within(self._space, _scaled(self._space, self._limits, factor), rng)] = None
+            share = math.exp(rng.uniform(math.log(self.between[0]), math.log(self.between[1])))
+            drawn[draw_within(self._space, _filled(self._space, self._limits, share), rng)] = None
         return list(drawn)
 
     def _thought_best(self) -> list[Widths]:
@@ -134,14 +131,12 @@ class PredictorSearch:
         return regression(self._space, [Widths(bins) for bins, _ in known], [score for _, score in known])
 
 
-def _scaled(space: SearchSpace, limits: Limits, factor: float) -> Limits:
-    """Limits of `factor` times the budget, within what networks of the space have."""
-    bounds = {"max_macs": space.cost.macs, "max_params": space.cost.params}
-    asked = {name: limit for name in bounds if (limit := getattr(limits, name)) is not None}
-    return replace(limits, **{
-        name: min(max(int(factor * limit), bounds[name](space.smallest)), bounds[name](space.largest))
-        for name, limit in asked.items()
-    })  # fmt: skip
+def _filled(space: SearchSpace, limits: Limits, share: float) -> Limits:
+    """`share` of what the full network has in the place of each of the limits; not less than the smallest one has."""
+    counted = {"max_macs": space.cost.macs, "max_params": space.cost.params}
+    asked = {name: count for name, count in counted.items() if getattr(limits, name) is not None}
+    bounds = {name: max(int(share * count(space.largest)), count(space.smallest)) for name, count in asked.items()}
+    return replace(limits, **bounds)
 
 
 def regression(space: SearchSpace, widths: Sequence[Widths], scores: Sequence[float]) -> Predict:

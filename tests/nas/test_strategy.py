@@ -192,7 +192,7 @@ def test_the_engines_budget_ends_the_search(make_space, make_evaluator, make_str
 def test_models_come_in_the_order_that_the_searcher_predicts(
     make_space, make_evaluator, make_strategy, make_experiment
 ):
-    strategy = make_strategy(searcher=PredictorSearch(evaluations=10, first=8, favourites=2))
+    strategy = make_strategy(searcher=PredictorSearch(evaluations=10, first=8, between=(0.3, 1), favourites=2))
     make_experiment(make_space(), make_evaluator(limit_train_batches=1), strategy).run()
     result = strategy.result
     assert result.predicted is not None

@@ -62,7 +62,7 @@ def test_where_scores_are_noisy_its_first_is_worth_more_than_evolution_s() -> No
 
 
 def test_it_starts_with_uniform_and_goes_on_to_what_it_thinks_best() -> None:
-    searcher = PredictorSearch(evaluations=60, first=40, favourites=10)
+    searcher = PredictorSearch(evaluations=60, first=40, between=(0.1, 1), favourites=10)
     asked = searched(searcher, seed=0)
     assert asked[0] == uniform_widths(DEEP, HALF)
     assert len(asked) == 60
@@ -72,12 +72,17 @@ def test_it_starts_with_uniform_and_goes_on_to_what_it_thinks_best() -> None:
     assert values[50:].min() > np.quantile(values[:40][admitted[:40]], 0.9)
 
 
-def test_without_a_spread_beyond_the_limits_it_asks_within_them() -> None:
-    searcher = PredictorSearch(evaluations=40, first=40, spread=1)
-    searcher.begin(DEEP, HALF)
-    asked = searcher.ask(40)
-    assert all(HALF.admit(DEEP.cost, widths) for widths in asked)
-    assert min(DEEP.cost.macs(widths) for widths in asked) < 0.7 * HALF.max_macs
+def test_its_random_widths_are_the_same_whatever_the_budget_and_fill_many() -> None:
+    searcher = PredictorSearch(evaluations=40, between=(0.1, 0.6))
+    drawn = []
+    for share in ("20%", "50%"):
+        searcher.begin(DEEP, DEEP.limits(Budget(max_macs=share)))
+        first, *others = searcher.ask(32)
+        assert first == uniform_widths(DEEP, Budget(max_macs=share))
+        drawn.append(others)
+    assert drawn[0] == drawn[1] and len(set(drawn[0])) == 31
+    shares = [DEEP.cost.macs(widths) / DEEP.cost.macs(DEEP.largest) for widths in drawn[0]]
+    assert 0.05 < min(shares) < 0.2 and 0.4 < max(shares) <= 0.6
 
 
 def test_a_regression_learns_what_is_a_square_of_logarithms() -> None:
@@ -138,10 +143,16 @@ def test_a_resumed_search_predicts_what_an_unbroken_one_does() -> None:
     assert second.predict(asked) == whole.predict(asked)
 
 
-@pytest.mark.parametrize("name", ["evaluations", "first", "spread", "favourites"])
+@pytest.mark.parametrize("name", ["evaluations", "first", "favourites"])
 def test_numbers_below_one_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} must be at least 1, but got 0"):
         PredictorSearch(**{name: 0})
+
+
+@pytest.mark.parametrize("between", [(0, 0.5), (0.5, 0.1), (0.1, 1.5)])
+def test_shares_that_are_none_are_refused(between: tuple[float, float]) -> None:
+    with pytest.raises(ValueError, match="between must be two shares"):
+        PredictorSearch(between=between)
 
 
 def test_predicting_before_beginning_is_an_internal_error() -> None:

@@ -58,7 +58,7 @@ def agreement(
 
 def by_seed(rows: Sequence[Any], name: str) -> dict[int, Numbers]:
     """For each seed that has all widths, ascending, the values of `name` by width; shape (widths,)."""
-    widths = 1 + max(row.width for row in rows)
+    widths = 1 + max((row.width for row in rows), default=-1)
     found: dict[int, dict[int, float]] = {}
     for row in rows:
         found.setdefault(row.seed, {})[row.width] = getattr(row, name)

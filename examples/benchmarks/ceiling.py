@@ -20,8 +20,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from agreement import Numbers, by_seed, tau
-from ranking import Alone, Shared, add_widths, draw, read
+from agreement import Numbers, tau
+from ranking import add_widths, draw, scores_by_arm, truth_by_seed
 from scipy.stats import hmean
 from setting import ALONE_ARM, ARMS, add_setting, setting_of, trained_again
 from summarise import interval
@@ -51,15 +51,11 @@ def main() -> None:
     setting = setting_of(options, options.seeds[0])
     space, limits = setting.space, setting.space.limits(Budget(max_macs=budget))
     widths = draw(space, options.widths, options.band)
-    alone = [row for row in read(options.out / "alone.csv", Alone) if row.network == options.network]
-    truths = np.array(list(by_seed(alone, "check").values()))
-    truth = truths.mean(0)
+    scores = truth_by_seed(options.out, options.network)
+    truth, band = np.mean(list(scores.values()), axis=0), len(widths) // 2
     assert len(truth) == len(widths), f"{len(truth)} widths were trained alone: first run ranking.py truth"
-    band, scores = len(widths) // 2, by_seed(alone, "check")
     if options.by:
-        shared = read(options.out / "shared.csv", Shared)
-        own = [row for row in shared if (row.network, row.arm) == (options.network, options.by)]
-        scores = by_seed(own, "accuracy")
+        scores = scores_by_arm(options.out, options.network)[options.by]
     asked = np.array([scores[seed] for seed in options.by_seeds or scores])
     unseen = predicted_unseen(space, widths, asked.mean(0))
     even = hmean(shares(space, widths), axis=1)  # what a supernet has to be better than

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from agreement import Numbers, by_seed
+from agreement import Numbers
 from matplotlib.figure import Figure
 from networks import NETWORKS
-from ranking import Alone, Shared, add_widths, draw, read
+from ranking import add_widths, draw, scores_by_arm, truth_by_seed
 from setting import ALONE_ARM, ARMS, SIZES, Setting
 from summarise import interval
 
@@ -58,12 +58,9 @@ def main() -> None:
     options = parser.parse_args()
     space = Setting(options.network, SIZES[options.size], 0, Path(), Path(), torch.device("cpu")).space
     widths = draw(space, options.widths, options.band)
-    alone = [row for row in read(options.out / "alone.csv", Alone) if row.network == options.network]
-    shared = [row for row in read(options.out / "shared.csv", Shared) if row.network == options.network]
-    said = {TRUTH: by_seed(alone, "check")}
-    for arm in options.arms:
-        if own := [row for row in shared if row.arm == arm]:
-            said[arm] = by_seed(own, "accuracy")
+    by_arm = scores_by_arm(options.out, options.network)
+    said = {TRUTH: truth_by_seed(options.out, options.network)}
+    said |= {arm: by_arm[arm] for arm in options.arms if arm in by_arm}
     uniform = uniform_widths(space, space.limits(Budget(max_macs=options.at)))
     rows = [
         row

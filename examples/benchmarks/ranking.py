@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from agreement import Agreement, agreement, by_seed, draw_agreement, split_half
+from agreement import Agreement, Numbers, agreement, by_seed, draw_agreement, split_half
 from setting import ALONE_ARM, ARMS, Setting, add_setting, nearest, scored, setting_of
 from torch import nn
 from tqdm.auto import tqdm
@@ -155,14 +155,10 @@ def minus_loss(model: nn.Module, batches: Iterable[Any]) -> float:
 
 def report(folder: Path, network: str, score: str, against: str) -> None:
     """Print, and write as a table and a plot, how far each arm's scores agree with the truth."""
-    alone = [row for row in read(folder / "alone.csv", Alone) if row.network == network]
-    shared = [row for row in read(folder / "shared.csv", Shared) if row.network == network]
-    truths, in_band = np.array(list(by_seed(alone, "check").values())), {row.width for row in alone if row.band}
-    arms = list(dict.fromkeys(row.arm for row in shared))
-    scores = {arm: by_seed([row for row in shared if row.arm == arm], score) for arm in arms}
-    rivals = scores.get(against, {})
+    truths, scores = np.array(list(truth_by_seed(folder, network).values())), scores_by_arm(folder, network, score)
+    rivals, widths = scores.get(against, {}), truths.shape[1]
     rows = []
-    for name, chosen in (("all", list(range(truths.shape[1]))), ("band", sorted(in_band))):
+    for name, chosen in (("all", list(range(widths))), ("band", list(range(widths // 2)))):
         own = truths[:, chosen]
         noise = f"{100 * own.std(0, ddof=1).mean():.2f}" if len(own) > 1 else "unknown"
         print(
@@ -177,13 +173,28 @@ def report(folder: Path, network: str, score: str, against: str) -> None:
             rows.append(agreement(arm, name, every, own, (mine, other) if both else None))
     table = [[field.name for field in fields(Agreement)], *([*map(_short, astuple(row))] for row in rows)]
     print(f"gain: over {against}, of supernets of the same seeds")
-    longest = max(map(len, arms)) + 2
+    longest = max(map(len, scores)) + 2
     print("\n".join("  ".join(cell.ljust(9 if place else longest) for place, cell in enumerate(row)) for row in table))
     name = f"{network}-{score}" + ("" if against == "fixed" else f"-against-{against}")
     with replacing(folder / f"{name}.csv") as partial, partial.open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(table)
     with replacing(folder / f"{network}-{score}.svg") as partial:
         draw_agreement(rows, f"{network}: Kendall's tau of {score} with the truth").savefig(partial, format="svg")
+
+
+def truth_by_seed(folder: Path, network: str) -> dict[int, Numbers]:
+    """For each seed, what each of the widths trained alone has; shape (widths,), those of the band first."""
+    rows = [row for row in read(folder / "alone.csv", Alone) if row.network == network]
+    return by_seed(rows, "check")
+
+
+def scores_by_arm(folder: Path, network: str, score: str = "accuracy") -> dict[str, dict[int, Numbers]]:
+    """For each arm and the seed of each of its supernets, what this gives the same widths; shape (widths,)."""
+    arms: dict[str, list[Shared]] = {}
+    for row in read(folder / "shared.csv", Shared):
+        if row.network == network:
+            arms.setdefault(row.arm, []).append(row)
+    return {arm: by_seed(rows, score) for arm, rows in arms.items()}
 
 
 def _short(value: object) -> str:

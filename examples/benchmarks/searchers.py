@@ -24,11 +24,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from agreement import Numbers, by_seed, tau
+from agreement import Numbers, tau
 from ceiling import predicted_unseen
 from networks import NETWORKS
-from ranking import Alone, Shared, add_widths, draw, read
+from ranking import add_widths, draw, scores_by_arm, truth_by_seed
 from setting import ARMS, SIZES, Setting, nearest
+from summarise import over_trainings
 from tqdm.auto import tqdm
 
 from nni_cafenet import Budget, Evolution, RandomSearch, Searcher, SearchSpace, Widths, uniform_widths
@@ -109,17 +110,16 @@ def main() -> None:
         parser.error(f"--times must be at least 2, for a spread, but got {options.times}")
     space = Setting(options.network, SIZES[options.size], 0, Path(), Path(), torch.device("cpu")).space
     widths = draw(space, options.widths, options.band)
-    alone = [row for row in read(options.out / "alone.csv", Alone) if row.network == options.network]
-    truths = np.array(list(by_seed(alone, "check").values()))
+    truths = np.array(list(truth_by_seed(options.out, options.network).values()))
     noise = float(truths.std(0, ddof=1).mean()) if len(truths) > 1 else 0.0
     limits = space.limits(Budget(max_macs=options.band))
     landscape = Landscape(space, limits, regression(space, widths, truths.mean(0)), noise)
     if options.cells:
         print(_how_far_off(landscape, options.cells / options.size / options.network))
-    shared = [row for row in read(options.out / "shared.csv", Shared) if row.network == options.network]
+    by_arm = scores_by_arm(options.out, options.network)
     rows = []
     for arm in options.arms:
-        scores = np.array(list(by_seed([row for row in shared if row.arm == arm], "accuracy").values()))
+        scores = np.array(list(by_arm[arm].values()))
         asked = {arm: [Simulated.of(space, widths, own) for own in scores]}
         if len(scores) > 1:
             asked[f"{arm}, together"] = [Simulated.of(space, widths, scores.mean(0))]
@@ -150,7 +150,7 @@ def _how_far_off(landscape: Landscape, cells: Path) -> str:
     rows = [json.loads(path.read_text()) for path in sorted(cells.glob("*-scratch-*.json"))]
     own = [row for row in rows if "again" in row and space.limits(Budget(max_macs=row["budget"])) == limits]
     predicted = landscape.worth([nearest(space, row["widths"]) for row in own])
-    real = np.array([np.mean([row["check"], *(each["check"] for each in row["again"])]) for row in own])
+    real = np.array([over_trainings(row, "check") for row in own])
     off = 100 * (predicted - real)
     return (
         f"the regression, of {len(own)} networks that were found: off by {off.mean():+.2f} points, std "

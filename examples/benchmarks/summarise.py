@@ -98,8 +98,13 @@ def _cell(row: dict[str, Any]) -> Cell:
     known = {field.name for field in fields(Cell)}
     again = row.get("again", [])
     if again:
-        row |= {split: statistics.mean([row[split], *(other[split] for other in again)]) for split in ("check", "test")}
+        row |= {split: over_trainings(row, split) for split in ("check", "test")}
     return Cell(**{name: value for name, value in row.items() if name in known}, trainings=1 + len(again))
+
+
+def over_trainings(row: Mapping[str, Any], split: str) -> float:
+    """The mean accuracy of all trainings of the network of a cell."""
+    return statistics.mean([row[split], *(other[split] for other in row.get("again", []))])
 
 
 def write_csv(path: Path, cells: Sequence[Cell]) -> None:

@@ -93,13 +93,19 @@ def draw_history(scores: Sequence[float], predicted: Sequence[float] = ()) -> by
 
 
 def draw_accuracy(
-    candidates: Sequence[tuple[int, float]], networks: Sequence[Point], *, max_macs: int | None, accuracy_of: str
+    candidates: Sequence[tuple[int, float]],
+    networks: Sequence[Point],
+    *,
+    found: tuple[int, float] | None,
+    max_macs: int | None,
+    accuracy_of: str,
 ) -> bytes:
     """Accuracy over MACs, in two panels with scales of their own: the candidates' scores, and the networks'.
 
     Args:
         candidates: (macs, score) of each, from the search.
         networks: those to compare, named "dense", "slim", "uniform", "random".
+        found: which of the candidates the search has found.
         max_macs: the budget, if it bounds the MACs.
         accuracy_of: what the networks' accuracies are.
     """
@@ -107,7 +113,7 @@ def draw_accuracy(
         figure = Figure(figsize=(PAGE_INCHES, 4.4), layout="constrained")
         left, right = figure.subplots(1, 2) if candidates else (None, figure.subplots())
         if left is not None:
-            _draw_candidates(left, candidates)
+            _draw_candidates(left, candidates, found)
         _draw_networks(right, networks)
         right.set_title("\n".join(textwrap.wrap(accuracy_of, 72)), parse_math=False)
         for axes in figure.axes:
@@ -184,11 +190,11 @@ def _draw_front(axes: Axes, candidates: Sequence[tuple[int, float]]) -> None:
     axes.plot(*front, color=FRONT, marker=".", drawstyle="steps-post", label="Pareto front", zorder=3)
 
 
-def _draw_candidates(axes: Axes, candidates: Sequence[tuple[int, float]]) -> None:
+def _draw_candidates(axes: Axes, candidates: Sequence[tuple[int, float]], found: tuple[int, float] | None) -> None:
     _draw_front(axes, candidates)
-    macs, score = max(candidates, key=lambda candidate: (candidate[1], -candidate[0]))
-    color, marker = COLORS["slim"], MARKERS["slim"]
-    axes.plot(macs, score, marker, color=color, markersize=9, markeredgecolor="white", label="slim, the best", zorder=4)
+    if found is not None:
+        color, marker = COLORS["slim"], MARKERS["slim"]
+        axes.plot(*found, marker, color=color, markersize=9, markeredgecolor="white", label="slim, the best", zorder=4)
     axes.set_title("candidates of the search")
     axes.set_ylabel("score in the search")
 

@@ -60,6 +60,11 @@ class HistoryRow:
             if number is not None and not math.isfinite(number):
                 raise ValueError(f"{name} must be a finite number, but got {number}")
 
+    @property
+    def value(self) -> float:
+        """What it is ranked by."""
+        return self.score if self.predicted is None else self.predicted
+
 
 @dataclass(frozen=True)
 class Report:
@@ -233,13 +238,21 @@ def _sections(report: Report) -> Iterator[str]:
     from nni_cafenet import plots  # matplotlib takes long to import, and most users of the package draw nothing
 
     summary = report.summary
+    most = summary["budget"]
+    admitted = [
+        row
+        for row in report.history  # some searchers pass through larger networks
+        if row.macs <= most.get("max_macs", row.macs) and row.params <= most.get("max_params", row.params)
+    ]
+    best = min(admitted, key=lambda row: (-row.value, row.macs), default=None)
     accuracy = plots.draw_accuracy(
         [(row.macs, row.score) for row in report.history],
         [
             plots.Point(name, entry["macs"], entry["accuracy"], std_of(summary, name))
             for name, entry in networks_in(summary)
         ],
-        max_macs=summary["budget"].get("max_macs"),
+        found=None if best is None else (best.macs, best.score),
+        max_macs=most.get("max_macs"),
         accuracy_of=str(summary["accuracy_of"]),
     )
     yield page.figure("Accuracy over MACs", accuracy)
@@ -257,12 +270,6 @@ def _sections(report: Report) -> Iterator[str]:
             for row in report.widths
         ]  # fmt: skip
         yield page.folded("Channels of each group", page.table(header, cells))
-    most = summary["budget"]
-    admitted = [
-        row
-        for row in report.history  # some searchers pass through larger networks
-        if row.macs <= most.get("max_macs", row.macs) and row.params <= most.get("max_params", row.params)
-    ]
     if admitted:
         predicted = [row.predicted for row in admitted if row.predicted is not None]
         yield page.figure("Search", plots.draw_history([row.score for row in admitted], predicted))

@@ -187,6 +187,23 @@ def test_the_course_of_a_search_leaves_out_the_larger_networks_that_it_passed(
     assert drawn == [[0.9, 0.8], [0.8]]
 
 
+def test_the_marked_candidate_is_the_one_that_was_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    marked: list[object] = []
+    monkeypatch.setattr(plots, "draw_accuracy", lambda *_, found, **__: marked.append(found) or b"<svg/>")
+    rows = (
+        HistoryRow(2_000_000, 40_000, 0.95, 0.94),  # a larger one on the way
+        HistoryRow(990_000, 40_000, 0.9, 0.8),  # the luckiest
+        HistoryRow(900_000, 20_000, 0.8, 0.85),
+        HistoryRow(890_000, 20_000, 0.8, 0.85),
+    )
+    summary = {**make_report().summary, "budget": {"max_macs": 1_000_000}}
+    write_report(tmp_path, replace(make_report(), summary=summary, history=rows))
+    plain = tuple(replace(row, predicted=None) for row in rows)
+    write_report(tmp_path, replace(make_report(), summary=summary, history=plain))
+    write_report(tmp_path, replace(make_report(), summary=summary, history=plain[:1]))
+    assert marked == [(890_000, 0.8), (990_000, 0.9), None]
+
+
 def test_long_history_stays_a_small_file(tmp_path: Path) -> None:
     page = write_report(tmp_path, make_report(candidates=20_000))
     assert page.stat().st_size < 1_500_000

@@ -161,6 +161,7 @@ def search_widths(
         InvalidScore: score_fn gives no finite number.
         TrainingDiverged: the loss is NaN or infinite; the message names the step and the widths.
         CheckpointMismatch: the checkpoint is damaged or belongs to other settings.
+        CafeNetError: train_each in several processes.
         ValueError: neither a budget nor budgets, or both; no budgets, two alike, or budgets with stages.
     """
     all_limits = limits_of(space, budget, budgets)

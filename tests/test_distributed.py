@@ -32,6 +32,8 @@ def test_two_ranks_find_what_one_finds(tmp_path: Path) -> None:
     assert first == second
     assert first["widths"] == alone["widths"]
     assert first["swept"] == alone["swept"]
+    assert first["several"] == alone["several"]
+    assert first["predicted"] == pytest.approx(alone["predicted"], abs=1e-9)
     assert first["front"] == pytest.approx(alone["front"], abs=1e-12)
     assert first["scores"] == pytest.approx(alone["scores"], abs=1e-12)
     assert first["weights"] == pytest.approx(alone["weights"], rel=1e-4)

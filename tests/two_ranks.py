@@ -11,10 +11,20 @@ import torch
 from torch import distributed, nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from nni_cafenet import Budget, Evolution, accuracy, build_space, cross_entropy, linear_stages, search_widths
+from nni_cafenet import (
+    Budget,
+    Evolution,
+    PredictorSearch,
+    accuracy,
+    build_space,
+    cross_entropy,
+    linear_stages,
+    search_widths,
+)
 from nni_cafenet.distributed import rank, world_size
 
 IMAGES = 32
+SMALL = Evolution(population=6, generations=3)
 
 
 def net() -> nn.Module:
@@ -49,10 +59,17 @@ def main(out: Path) -> None:
         budgets=[Budget(max_macs="60%"), Budget(max_macs="30%")], searcher=Evolution(population=5, generations=2),
         epochs=2, optimizer_fn=partial(torch.optim.SGD, lr=0.05), checkpoint=out / "sweep", progress=False,
     )  # fmt: skip
+    several = search_widths(
+        [net(), net()], space, train_batches=train, valid_batches=DataLoader(data(), batch_size=16),
+        budget=Budget(max_macs="40%"), searcher=PredictorSearch(evaluations=8, first=5, favourites=3, explorer=SMALL),
+        epochs=2, optimizer_fn=partial(torch.optim.SGD, lr=0.05), checkpoint=out / "several", progress=False,
+    )  # fmt: skip
     found = {
         "widths": [list(candidate.subnetwork.widths.bins_kept) for candidate in result.history],
         "scores": [candidate.score for candidate in result.history],
         "swept": [[list(candidate.subnetwork.widths.bins_kept) for candidate in one.history] for one in sweep.results],
+        "several": [list(candidate.subnetwork.widths.bins_kept) for candidate in several.history],
+        "predicted": several.predicted,
         "front": [candidate.score for candidate in sweep.pareto],
         "weights": [weight.double().square().sum().item() for weight in result.supernet.parameters()],
         "world": world_size(),

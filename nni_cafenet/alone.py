@@ -52,7 +52,8 @@ class AloneScorer:
 
     @property
     def scores_of(self) -> str:
-        return f"networks of the search after {self.recipe.epochs} epochs each"
+        epochs = self.recipe.epochs
+        return f"networks of the search after {epochs} epoch{'s' if epochs > 1 else ''} each"
 
     def score(self, sub: SubNetwork) -> float:
         """The score of one sub-network after its training.

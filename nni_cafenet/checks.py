@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterable, Sequence
 
 from torch import nn
 
@@ -46,17 +47,26 @@ def check_parts(sharing: object, searcher: object) -> None:
             raise TypeError(f"{name} must be an object with {', '.join(methods)}, such as {example}, but got {part!r}")
 
 
-def check_models(models: Sequence[nn.Module]) -> None:
-    """Raise ValueError where there is no model to start a supernet from, or where several have not the same weights."""
-    if not models:
+def as_models(model: nn.Module | Iterable[nn.Module]) -> list[nn.Module]:
+    """Copies of the model, or of the models, that supernets start from.
+
+    Raises:
+        TypeError: something else.
+        ValueError: none, or models that have not the same weights.
+    """
+    given = [model] if isinstance(model, nn.Module) or not isinstance(model, Iterable) else list(model)
+    if not all(isinstance(each, nn.Module) for each in given):
+        raise TypeError(f"model must be a torch.nn.Module, or several, but got {model!r}")
+    if not given:
         raise ValueError("model must be a model, or several, but got none")
-    first, *others = ({name: list(value.shape) for name, value in each.state_dict().items()} for each in models)
+    first, *others = ({name: list(value.shape) for name, value in each.state_dict().items()} for each in given)
     for number, other in enumerate(others, 2):
         for name in (name for name in {**first, **other} if first.get(name) != other.get(name)):
             raise ValueError(
                 f"models must be of one architecture, but {name} of model {number} is {other.get(name)}, "
                 f"and of model 1 {first.get(name)}"
             )
+    return [copy.deepcopy(each) for each in given]
 
 
 def check_train_each(train_each: int, models: Sequence[nn.Module], **of_supernets: object) -> None:

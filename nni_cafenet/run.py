@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,7 +13,7 @@ from torch import nn
 
 from nni_cafenet.alone import AloneScorer
 from nni_cafenet.checkpoint import Checkpoint
-from nni_cafenet.checks import check_models, check_numbers, check_parts, check_stages, check_train_each, limits_of
+from nni_cafenet.checks import as_models, check_numbers, check_parts, check_stages, check_train_each, limits_of
 from nni_cafenet.cost import Budget, Limits
 from nni_cafenet.distributed import from_first
 from nni_cafenet.phases import search_supernet, train_supernet, try_score
@@ -167,8 +166,7 @@ def search_widths(
     all_limits = limits_of(space, budget, budgets)
     check_numbers(random_share, recalibrate_batches)
     check_stages(stages, space, all_limits[0] if budgets is None else None)
-    models = [copy.deepcopy(each) for each in ([model] if isinstance(model, nn.Module) else model)]
-    check_models(models)
+    models = as_models(model)
     check_train_each(train_each, models, sharing=sharing, random_share=random_share, sandwich=sandwich, distill=distill)
     sharing = sharing or LocallyFree(offset=1)
     searcher = searcher or Evolution(seed=seed)

@@ -146,6 +146,9 @@ def test_a_result_is_ranked_by_what_its_searcher_predicts(tmp_path: Path) -> Non
 def test_no_models_and_others_than_the_space_s_are_refused() -> None:
     with pytest.raises(ValueError, match="model must be a model, or several, but got none"):
         run(model=iter([]))
+    for wrong in ("resnet18", net, [net(), None]):
+        with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, or several, but got "):
+            run(model=wrong)
     other = net()
     other[0] = nn.Conv2d(1, 5, 3)
     with pytest.raises(ValueError, match=r"must be of one architecture, .* 2 is \[5, 1, 3, 3\], and of model 1 "):

@@ -33,6 +33,8 @@ class PredictorSearch:
         first: of these Uniform's and random ones, before the first regression; four fifths unless given.
         between: the shares of the full network's MACs, or parameters, which the random ones have.
         favourites: those that a regression thinks best, scored before the next one.
+        caution: so many standard deviations are taken off what a regression says: of many widths, those that it likes
+            best are mostly such as it knows little about.
         explorer: looks for these by the regression, which takes no time; Evolution(from_uniform=True, seed=seed)
             unless given.
         seed: of all draws.
@@ -45,6 +47,7 @@ class PredictorSearch:
         first: int | None = None,
         between: tuple[float, float] = (0.03, 0.5),
         favourites: int = 20,
+        caution: float = 2.0,
         explorer: Searcher | None = None,
         seed: int = 0,
     ) -> None:
@@ -55,8 +58,10 @@ class PredictorSearch:
                 raise ValueError(f"{name} must be at least 1, but got {number}")
         if not 0 < between[0] <= between[1] <= 1:
             raise ValueError(f"between must be two shares, 0 < low <= high <= 1, but got {between}")
+        if not 0 <= caution < math.inf:
+            raise ValueError(f"caution must be a number of at least 0, but got {caution}")
         self.evaluations, self.first, self.between, self.favourites = evaluations, first, between, favourites
-        self.seed = seed
+        self.caution, self.seed = caution, seed
         self._queue: list[Widths] = []  # of this round, not asked for yet
         self._asked: set[Widths] = set()  # ever, the queue counted
         self._told: dict[Widths, float] = {}
@@ -67,7 +72,7 @@ class PredictorSearch:
     def __repr__(self) -> str:
         return (
             f"PredictorSearch(evaluations={self.evaluations}, first={self.first}, between={self.between}, "
-            f"favourites={self.favourites}, explorer={self.explorer!r}, seed={self.seed})"
+            f"favourites={self.favourites}, caution={self.caution}, explorer={self.explorer!r}, seed={self.seed})"
         )
 
     def begin(self, space: SearchSpace, limits: Limits) -> None:
@@ -88,7 +93,7 @@ class PredictorSearch:
             self._told[candidate.subnetwork.widths] = candidate.score
 
     def predict(self, widths: Sequence[Widths]) -> list[float]:
-        """What the regression of all scores so far says of each of `widths`."""
+        """What the regression of all scores so far says of each of `widths`, less what caution takes off."""
         return [float(score) for score in self._regression()(widths)]
 
     def state_dict(self) -> dict[str, Any]:
@@ -128,7 +133,8 @@ class PredictorSearch:
         assert self._space is not None, "begin() comes before predict()"
         # in an order of its own, so that which of several was told first makes no difference
         known = sorted((widths.bins_kept, score) for widths, score in self._told.items() if math.isfinite(score))
-        return regression(self._space, [Widths(bins) for bins, _ in known], [score for _, score in known])
+        widths, scores = [Widths(bins) for bins, _ in known], [score for _, score in known]
+        return regression(self._space, widths, scores, caution=self.caution)
 
 
 def _filled(space: SearchSpace, limits: Limits, share: float) -> Limits:
@@ -139,20 +145,35 @@ def _filled(space: SearchSpace, limits: Limits, share: float) -> Limits:
     return replace(limits, **bounds)
 
 
-def regression(space: SearchSpace, widths: Sequence[Widths], scores: Sequence[float]) -> Predict:
+def regression(
+    space: SearchSpace, widths: Sequence[Widths], scores: Sequence[float], *, caution: float = 0.0
+) -> Predict:
     """A ridge regression of `scores` on the logarithms of the shares of channels that `widths` keep, and their squares.
 
     With about as many scores as numbers to learn, a ridge is needed; how strong, leave-one-out errors say. One score
     is what all widths get.
+
+    Args:
+        caution: so many standard deviations of a prediction are taken off it. They are those of a Gaussian prior of
+            which the ridge is the maximum, and large where no score is near.
     """
     if len(widths) < 2:
         return lambda some: np.full(len(some), np.mean(scores))
     from sklearn.linear_model import RidgeCV  # takes long to import
-    from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    fitted = make_pipeline(StandardScaler(), RidgeCV(alphas=ALPHAS)).fit(logarithms(space, widths), scores)
-    return lambda some: np.asarray(fitted.predict(logarithms(space, some)), dtype=np.float64)
+    scaler = StandardScaler()
+    known = scaler.fit_transform(logarithms(space, widths))
+    fitted = RidgeCV(alphas=ALPHAS).fit(known, scores)
+    noise = max(-fitted.best_score_, 0.0)  # the mean squared error of leaving one out
+    covariance = noise * np.linalg.inv(known.T @ known + fitted.alpha_ * np.eye(known.shape[1]))
+
+    def predict(some: Sequence[Widths]) -> npt.NDArray[np.float64]:
+        given = scaler.transform(logarithms(space, some))
+        deviations = np.sqrt(np.einsum("ni,ij,nj->n", given, covariance, given))
+        return np.asarray(fitted.predict(given) - caution * deviations, dtype=np.float64)
+
+    return predict
 
 
 def logarithms(space: SearchSpace, widths: Sequence[Widths]) -> npt.NDArray[np.float64]:

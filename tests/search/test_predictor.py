@@ -94,6 +94,19 @@ def test_a_regression_learns_what_is_a_square_of_logarithms() -> None:
     assert np.corrcoef(predicted, [worth(each) for each in unseen])[0, 1] > 0.99
 
 
+def test_caution_takes_off_most_where_no_score_is_near() -> None:
+    rng = np.random.default_rng(0)
+    widths = [draw_within(DEEP, HALF, rng) for _ in range(60)]
+    values = [noisy(each, 0) for each in widths]
+    far = Widths(tuple(1 if group % 2 else bins.count for group, bins in enumerate(DEEP.bins)))
+    bold, cautious = (regression(DEEP, widths, values, caution=caution) for caution in (0, 2))
+    taken_off = bold([*widths, far]) - cautious([*widths, far])
+    assert taken_off.min() > 0
+    assert taken_off[-1] > 3 * np.median(taken_off)
+    errors = [worth(each) - bold([each])[0] for each in (draw_within(DEEP, HALF, rng) for _ in range(100))]
+    assert 0.3 < np.std(errors) / np.median(taken_off / 2) < 3  # a deviation is what predictions are off by
+
+
 def test_a_regression_of_one_score_says_that_score() -> None:
     assert list(regression(SPACE, [SPACE.largest], [0.7])([SPACE.smallest, SPACE.largest])) == [0.7, 0.7]
 
@@ -147,6 +160,11 @@ def test_a_resumed_search_predicts_what_an_unbroken_one_does() -> None:
 def test_numbers_below_one_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} must be at least 1, but got 0"):
         PredictorSearch(**{name: 0})
+
+
+def test_a_caution_below_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="caution must be a number of at least 0, but got -1"):
+        PredictorSearch(caution=-1)
 
 
 @pytest.mark.parametrize("between", [(0, 0.5), (0.5, 0.1), (0.1, 1.5)])

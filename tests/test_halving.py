@@ -203,7 +203,7 @@ def test_the_found_network_is_the_last_of_the_finalists(tmp_path: Path) -> None:
     assert "finalists" not in summary_table(trusted)
     found = report(lambda model, _: float(len(model[0].weight) != even_channels[0]), 2)
     assert found.summary["finalists"] == "2, the best of them found by the search"
-    with pytest.raises(ValueError, match="runs and finalists must be at least 1, but got 1 and 0"):
+    with pytest.raises(ValueError, match="finalists must be at least 1, but got 0"):
         report(as_uniform, 0)
 
 

@@ -72,5 +72,4 @@ class AloneScorer:
 
     def evaluate(self, widths: Widths) -> Candidate:
         """`widths` in the fixed pattern, with score and cost."""
-        sub, cost = SubNetwork.fixed(widths), self.space.cost
-        return Candidate(sub, self.score(sub), cost.macs(widths), cost.params(widths))
+        return Candidate.fixed(self.space, widths, self.score(SubNetwork.fixed(widths)))

@@ -29,7 +29,7 @@ from summarise import interval
 from nni_cafenet import Budget, Evolution, SearchSpace, SubNetwork, Widths
 from nni_cafenet.files import replacing
 from nni_cafenet.networks import Network, uniform_network
-from nni_cafenet.search.predictor import regression, search_predictions
+from nni_cafenet.search.predictor import regression, search_predictions, shares
 
 APART = 2000  # seeds of the trainings
 
@@ -91,12 +91,6 @@ def main() -> None:
     name = "-".join(filter(None, [*parts, *map(str, options.by_seeds or [])]))
     with replacing(options.out / f"{name}.json") as partial:
         partial.write_text(json.dumps(report, indent=1) + "\n")
-
-
-def shares(space: SearchSpace, widths: Sequence[Widths]) -> Numbers:
-    """The share of its channels that each group keeps; shape (widths, groups)."""
-    full = np.array([group.channels for group in space.groups])
-    return np.array([list(space.channels(each).values()) for each in widths]) / full
 
 
 def predicted_unseen(space: SearchSpace, widths: Sequence[Widths], values: Numbers) -> Numbers:

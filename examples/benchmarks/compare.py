@@ -52,7 +52,7 @@ BASELINES = ("uniform", "random")
 SORTED = "uniform-sorted"  # Uniform of the dense network's most important channels; from scratch the same as Uniform
 # ARM-SEARCHER, of setting.ARMS: e is Evolution from Uniform, paper from random widths alone, halving trains the best of
 # e and Uniform shortly and goes on with the better half, r is random search, predictor a regression of scores; trained:
-# a supernet from the dense network; the arm alone: no supernet, all that is asked for is trained by itself, shortly
+# a supernet from the dense network; the arm alone: no supernet, all that is asked for is trained by itself
 SEARCHES = (
     "cafenet-trained-e", "cafenet-trained-distill-e", "fixed-trained-distill-e", "cafenet-trained-distill-halving",
     "fixed-trained-distill-halving",

@@ -17,7 +17,7 @@ from nni_cafenet.nas.model_space import WidthModelSpace
 from nni_cafenet.nas.profiler import WidthFlopsProfiler, WidthParamsProfiler
 from nni_cafenet.search.searcher import Candidate, Searcher, draw_within, predictions
 from nni_cafenet.space import SearchSpace
-from nni_cafenet.widths import SubNetwork, Widths
+from nni_cafenet.widths import Widths
 
 logger = logging.getLogger(f"nni.{__name__}")  # under nni, so that NNI's log files hold it
 
@@ -149,8 +149,7 @@ class Constrained:
 
     def _refused(self, widths: Widths) -> Candidate:
         assert self._space is not None, "begin() comes before ask()"
-        cost = self._space.cost
-        return Candidate(SubNetwork.fixed(widths), -math.inf, cost.macs(widths), cost.params(widths))
+        return Candidate.fixed(self._space, widths, -math.inf)
 
 
 def on_widths(filter: Filter | None, model_space: WidthModelSpace) -> Admits:

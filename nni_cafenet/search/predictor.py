@@ -14,7 +14,7 @@ from nni_cafenet.cost import Limits
 from nni_cafenet.search.evolution import Evolution
 from nni_cafenet.search.searcher import MOST_TRIES, Candidate, Searcher, draw_within
 from nni_cafenet.space import SearchSpace, uniform_widths
-from nni_cafenet.widths import SubNetwork, Widths
+from nni_cafenet.widths import Widths
 
 Predict = Callable[[Sequence[Widths]], npt.NDArray[np.float64]]  # of each width a score, shape (widths,)
 ALPHAS = np.logspace(-1, 3, 9)  # of the ridge; which one, the scores say
@@ -178,9 +178,15 @@ def regression(
 
 def logarithms(space: SearchSpace, widths: Sequence[Widths]) -> npt.NDArray[np.float64]:
     """Of the share of its channels that each group keeps, and the squares of these; shape (widths, 2 * groups)."""
-    full = np.array([group.channels for group in space.groups])
-    logs = np.log(np.array([list(space.channels(each).values()) for each in widths]) / full)
+    logs = np.log(shares(space, widths))
     return np.hstack([logs, logs**2])
+
+
+def shares(space: SearchSpace, widths: Sequence[Widths]) -> npt.NDArray[np.float64]:
+    """The share of its channels that each group keeps; shape (widths, groups)."""
+    full = np.array([group.channels for group in space.groups])
+    kept = np.array([list(space.channels(each).values()) for each in widths])
+    return np.asarray(kept / full, dtype=np.float64)
 
 
 def search_predictions(predict: Predict, searcher: Searcher, space: SearchSpace, limits: Limits) -> list[Candidate]:
@@ -188,10 +194,8 @@ def search_predictions(predict: Predict, searcher: Searcher, space: SearchSpace,
     searcher.begin(space, limits)
     seen: list[Candidate] = []
     while asked := searcher.ask(searcher.evaluations):
-        told = [
-            Candidate(SubNetwork.fixed(each), float(score), space.cost.macs(each), space.cost.params(each))
-            for each, score in zip(asked, predict(asked), strict=True)
-        ]
+        scores = predict(asked)
+        told = [Candidate.fixed(space, each, float(score)) for each, score in zip(asked, scores, strict=True)]
         searcher.tell(told)
         seen += told
     return sorted(seen, key=lambda candidate: -candidate.score)

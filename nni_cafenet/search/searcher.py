@@ -34,6 +34,11 @@ class Candidate:
     macs: int
     params: int
 
+    @classmethod
+    def fixed(cls, space: SearchSpace, widths: Widths, score: float) -> Candidate:
+        """`widths` in the fixed pattern, with their cost."""
+        return cls(SubNetwork.fixed(widths), score, space.cost.macs(widths), space.cost.params(widths))
+
 
 class Searcher(Protocol):
     """Asked and told; extend by writing a class of this shape.

@@ -1,18 +1,22 @@
 """How do several processes, one a device, train and search one supernet? As torchrun starts them; a no-op for one.
 
 Every rank holds the same weights and draws the same widths. Losses are averaged before candidates are compared, so that
-all ranks choose alike, and gradients before the optimizer's step; the ranks share out the widths to be scored.
+all ranks choose alike, and gradients before the optimizer's step; the ranks share out the widths to be scored. Networks
+that are trained alone are shared out whole, each to a rank that works by itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeVar
 
 import torch
 from torch import distributed
 
 T = TypeVar("T")
+_by_itself = ContextVar("_by_itself", default=False)
 
 
 def world_size() -> int:
@@ -66,5 +70,15 @@ def from_all(value: T) -> list[T]:
     return gathered  # type: ignore[return-value]
 
 
+@contextmanager
+def by_itself() -> Iterator[None]:
+    """Inside, this process is the only one for all of the above: it exchanges nothing with others."""
+    token = _by_itself.set(True)
+    try:
+        yield
+    finally:
+        _by_itself.reset(token)
+
+
 def _is_on() -> bool:
-    return distributed.is_available() and distributed.is_initialized()
+    return not _by_itself.get() and distributed.is_available() and distributed.is_initialized()

@@ -122,35 +122,41 @@ def _search(
         searcher.load_state_dict(state["searcher"])
         history = [_from_plain(plain) for plain in state["history"]]
         scored = [_from_plain(plain) for plain in state["references"]]
-    saved = time.monotonic()
     evaluated = {found.subnetwork.widths: found for found in (*known, *scored, *history)}
 
-    def evaluate(widths: Widths) -> Candidate:
-        if widths not in evaluated:
-            evaluated[widths] = scorer.evaluate(widths)
-        return evaluated[widths]
+    def share_out(asked: list[Widths]) -> list[Candidate]:
+        """At most one for each process, scored."""
+        own = None
+        if rank() < len(asked):
+            own = evaluated.get(asked[rank()]) or scorer.evaluate(asked[rank()])
+        found = [candidate for candidate in from_all(own) if candidate is not None]
+        evaluated.update((candidate.subnetwork.widths, candidate) for candidate in found)
+        return found
 
-    def save() -> None:
-        if checkpoint is not None:
+    saved = time.monotonic()
+
+    def save(every: float = 0.0) -> None:
+        nonlocal saved
+        if checkpoint is not None and time.monotonic() - saved >= every:
             checkpoint.save({
                 "searcher": searcher.state_dict(), "history": [_to_plain(found) for found in history],
                 "references": [_to_plain(found) for found in scored],
             })  # fmt: skip
+            saved = time.monotonic()
 
     most = searcher.evaluations if most is None else min(most, searcher.evaluations)
     with tqdm(total=most, initial=len(history), desc="search", unit="width",
               disable=None if progress and rank() == 0 else True, leave=False) as bar:  # fmt: skip
-        scored += [evaluate(widths) for widths in references[len(scored) :]]
+        while left := references[len(scored) :]:
+            scored += share_out(left[: world_size()])
+            save(SECONDS_BETWEEN_SAVES)
         while len(history) < most and (asked := searcher.ask(min(world_size(), most - len(history)))):
-            own = evaluate(asked[rank()]) if rank() < len(asked) else None
-            found = [candidate for candidate in from_all(own) if candidate is not None]
+            found = share_out(asked)
             searcher.tell(found)
             history += found
             bar.update(len(found))
             bar.set_postfix(best=f"{max(other.score for other in history):.4f}", refresh=False)
-            if time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
-                save()
-                saved = time.monotonic()
+            save(SECONDS_BETWEEN_SAVES)
     save()
     if not any(limits.admit(space.cost, found.subnetwork.widths) for found in history):
         raise CafeNetError(f"{searcher!r} asked for no widths within {limits}, but for {len(history)} larger")

@@ -116,7 +116,8 @@ def search_widths(
     training, and no widths are scored twice.
 
     Where torch.distributed is initialised (torchrun), every rank calls it alike, with train_batches of its own share
-    (DistributedSampler) and all of valid_batches: gradients are averaged, and the ranks share out what is scored.
+    (DistributedSampler) and all of valid_batches: gradients are averaged, and the ranks share out what is scored. With
+    train_each every rank trains networks of its own, on all of train_batches.
 
     Args:
         model: where the supernet starts from, left as it is; of a trained one :func:`nni_cafenet.sort_channels` brings
@@ -156,11 +157,11 @@ def search_widths(
 
     Raises:
         InfeasibleBudget: before anything is trained, whichever budget it is.
-        InvalidBatches: a loader that yields nothing, or a loss that is not a scalar.
+        InvalidBatches: a loader that yields nothing, or a loss that is not a scalar; with train_each a loader of a
+            rank's share.
         InvalidScore: score_fn gives no finite number.
         TrainingDiverged: the loss is NaN or infinite; the message names the step and the widths.
         CheckpointMismatch: the checkpoint is damaged or belongs to other settings.
-        CafeNetError: train_each in several processes.
         ValueError: neither a budget nor budgets, or both; no budgets, two alike, or budgets with stages.
     """
     all_limits = limits_of(space, budget, budgets)

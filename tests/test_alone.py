@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import DataLoader, DistributedSampler
 
-import nni_cafenet.alone
 from nni_cafenet import (
     Budget,
-    CafeNetError,
     CheckpointMismatch,
     Fixed,
+    InvalidBatches,
     PredictorSearch,
     Recipe,
     Result,
@@ -25,7 +25,6 @@ from nni_cafenet import (
     slice_model,
     train_model,
 )
-from nni_cafenet.alone import AloneScorer
 from tests.data import net, shuffled
 from tests.snapshots import Snapshot
 from tests.test_run import HALF, VALID, assert_same, confidence, killed_score, run, save_always, space
@@ -108,7 +107,10 @@ def test_a_training_that_diverges_names_the_widths() -> None:
         run(train_each=1, searcher=SEARCHER, optimizer_fn=partial(torch.optim.SGD, lr=1e30))
 
 
-def test_it_is_for_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nni_cafenet.alone, "world_size", lambda: 2)
-    with pytest.raises(CafeNetError, match="trained by one process"):
-        AloneScorer(net(), space(), shuffled(), VALID, confidence, cross_entropy, Recipe(1))
+def test_a_process_share_of_the_images_is_refused() -> None:
+    loader = shuffled()
+    share = DataLoader(loader.dataset, batch_size=8, sampler=DistributedSampler(loader.dataset, 2, 0))
+    with pytest.raises(InvalidBatches, match="one of 2 shares of the images: give a loader without Distributed"):
+        run(train_each=1, searcher=SEARCHER, train_batches=share)
+    whole = DataLoader(loader.dataset, batch_size=8, sampler=DistributedSampler(loader.dataset, 1, 0))
+    run(train_each=1, searcher=SEARCHER, train_batches=whole)

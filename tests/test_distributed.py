@@ -12,7 +12,15 @@ import pytest
 import torch
 from torch import nn
 
-from nni_cafenet.distributed import average_gradients, from_all, from_first, mean_over_ranks, rank, world_size
+from nni_cafenet.distributed import (
+    average_gradients,
+    by_itself,
+    from_all,
+    from_first,
+    mean_over_ranks,
+    rank,
+    world_size,
+)
 from tests import two_ranks
 
 
@@ -33,6 +41,8 @@ def test_two_ranks_find_what_one_finds(tmp_path: Path) -> None:
     assert first["widths"] == alone["widths"]
     assert first["swept"] == alone["swept"]
     assert first["several"] == alone["several"]
+    assert first["alone"] == alone["alone"]
+    assert len({score for *_, score in alone["alone"]}) == len(alone["alone"]) > 1
     assert first["predicted"] == pytest.approx(alone["predicted"], abs=1e-9)
     assert first["front"] == pytest.approx(alone["front"], abs=1e-12)
     assert first["scores"] == pytest.approx(alone["scores"], abs=1e-12)
@@ -52,3 +62,16 @@ def test_alone_nothing_is_exchanged() -> None:
     marker = object()
     assert from_first(marker) is marker
     assert from_all(marker) == [marker]
+
+
+def test_by_itself_nothing_is_exchanged_where_others_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    with by_itself():
+        assert (rank(), world_size()) == (0, 1)
+        assert from_all("own") == ["own"]
+    assert (rank(), world_size()) == (1, 2)
+    with pytest.raises(ZeroDivisionError), by_itself():
+        _ = 1 / 0
+    assert (rank(), world_size()) == (1, 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -43,6 +44,11 @@ def data() -> TensorDataset:
     return TensorDataset(torch.randn(IMAGES, 3, 12, 12, generator=generator) + targets.view(-1, 1, 1, 1), targets)
 
 
+def likelihood(model: nn.Module, batches: Iterable[list[torch.Tensor]]) -> float:
+    """Of the targets, in logarithms; finer than accuracy."""
+    return -float(torch.stack([cross_entropy(model, batch) for batch in batches]).mean())
+
+
 def main(out: Path) -> None:
     sampler = DistributedSampler(data(), num_replicas=world_size(), rank=rank(), shuffle=True)
     train = DataLoader(data(), batch_size=8 // world_size(), sampler=sampler)
@@ -64,12 +70,19 @@ def main(out: Path) -> None:
         budget=Budget(max_macs="40%"), searcher=PredictorSearch(evaluations=8, first=5, favourites=3, explorer=SMALL),
         epochs=2, optimizer_fn=partial(torch.optim.SGD, lr=0.05), checkpoint=out / "several", progress=False,
     )  # fmt: skip
+    alone = search_widths(
+        net(), space, train_batches=DataLoader(data(), batch_size=8, shuffle=True),
+        valid_batches=DataLoader(data(), batch_size=16), budget=Budget(max_macs="40%"),
+        searcher=PredictorSearch(evaluations=8, first=5, favourites=3, explorer=SMALL), train_each=2,
+        score_fn=likelihood, optimizer_fn=partial(torch.optim.SGD, lr=0.05), checkpoint=out / "alone", progress=False,
+    )  # fmt: skip
     found = {
         "widths": [list(candidate.subnetwork.widths.bins_kept) for candidate in result.history],
         "scores": [candidate.score for candidate in result.history],
         "swept": [[list(candidate.subnetwork.widths.bins_kept) for candidate in one.history] for one in sweep.results],
         "several": [list(candidate.subnetwork.widths.bins_kept) for candidate in several.history],
         "predicted": several.predicted,
+        "alone": [[*candidate.subnetwork.widths.bins_kept, candidate.score] for candidate in alone.history],
         "front": [candidate.score for candidate in sweep.pareto],
         "weights": [weight.double().square().sum().item() for weight in result.supernet.parameters()],
         "world": world_size(),

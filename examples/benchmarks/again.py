@@ -14,7 +14,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from setting import Setting, add_setting, nearest, setting_of, trained_again, write_cell
+from setting import Setting, add_setting, nearest, setting_of, trained_again, write_json
 from tqdm.auto import tqdm
 
 from nni_cafenet import SubNetwork
@@ -51,7 +51,7 @@ def train_again(setting: Setting, path: Path, row: dict[str, Any], times: int) -
     for number in range(len(row.setdefault("again", [])), times):
         seed = setting.seed + APART * (number + 1)
         row["again"].append(trained_again(setting, network, f"again-{number}-{path.stem}", seed=seed))
-        write_cell(path, row)
+        write_json(path, row)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,10 @@ on `check`, another part of the training images; `test` is looked at once for ea
 
 A cell, one method at one budget with one seed, is a JSON file in OUT: the same command goes on where it was, and
 several may run side by side on other seeds. summarise.py makes a table, a CSV and a plot of them.
+
+Searches that train networks alone can be shared out to processes first, from which the command above goes on:
+
+    torchrun --nproc-per-node 16 examples/benchmarks/compare.py ... --methods alone-predictor --search-only
 """
 
 from __future__ import annotations
@@ -24,8 +28,8 @@ from pathlib import Path
 from typing import Any
 
 from rivals import RIVALS, Unreachable, choose
-from setting import ALONE_ARM, ARMS, RememberingScorer, Setting, add_setting, scores, setting_of, sgd, write_cell
-from torch import nn
+from setting import ALONE_ARM, ARMS, RememberingScorer, Setting, add_setting, scores, setting_of, sgd, write_json
+from torch import distributed, nn
 from tqdm.auto import tqdm
 
 from nni_cafenet import (
@@ -63,7 +67,7 @@ LOCAL = ("local", "l1", "fpgm")  # the same share of every layer: Uniform's widt
 SHORT = 0.1  # of the epochs, after which Random's best is chosen
 FINALISTS = 16  # of successive halving
 GENERATIONS = 12  # of CafeNet-E
-ALONE = 3 / 16  # of the evaluations, where each is a training
+ALONE = 72  # evaluations, where each is a training
 RIVAL_BATCHES = 20  # that pruners learn from
 LR = {"scratch": 0.1, "inherited": 0.03}
 
@@ -75,7 +79,12 @@ def main() -> None:
     parser.add_argument("--budgets", nargs="+", default=["50%", "25%", "10%", "5%"], help="of the MACs")
     parser.add_argument("--methods", nargs="+", help="all unless given; from scratch, no local pruners: see README.md")
     parser.add_argument("--weights", choices=("scratch", "inherited"), default="scratch")
+    parser.add_argument("--search-only", action="store_true", help="find widths, and train nothing with them")
     options = parser.parse_args()
+    if distributed.is_torchelastic_launched():
+        if not options.search_only or any(not name.startswith(ALONE_ARM) for name in options.methods or [""]):
+            parser.error(f"processes share out --search-only --methods {ALONE_ARM}-predictor, and nothing else")
+        distributed.init_process_group("gloo")
     rivals = [name for name in RIVALS if options.weights == "inherited" or not name.endswith(LOCAL)]
     baselines = [*BASELINES, SORTED] if options.weights == "inherited" else BASELINES
     methods = options.methods or [*baselines, *SEARCHES, *rivals]
@@ -87,9 +96,13 @@ def main() -> None:
             path = options.out / options.size / options.network / name
             if path.exists():
                 continue
+            if options.search_only:
+                if method != "dense":
+                    find(setting, method, setting.space.limits(Budget(max_macs=budget)), options.weights)
+                continue
             row = {"size": options.size, "network": options.network, "budget": budget, "method": method, "seed": seed}
             row |= cell(setting, method, Budget(max_macs=budget), options.weights)
-            write_cell(path, row)
+            write_json(path, row)
 
 
 def cell(setting: Setting, method: str, budget: Budget, weights: str) -> dict[str, Any]:
@@ -162,7 +175,7 @@ def find(setting: Setting, method: str, limits: Limits, weights: str) -> Found:
     scorer: Scorer | AloneScorer
     if arm == ALONE_ARM:
         scorer, seconds = setting.alone(setting.size.epochs, trained=weights == "inherited", lr=LR[weights]), 0.0
-        evaluations = round(ALONE * evaluations)
+        evaluations = ALONE
         settings = {"arm": arm, **scorer.recipe.settings()}
     else:
         scorer, seconds = setting.scorer(arm, limits)

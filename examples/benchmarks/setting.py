@@ -42,6 +42,7 @@ from nni_cafenet import (
 from nni_cafenet.alone import AloneScorer
 from nni_cafenet.checkpoint import Checkpoint
 from nni_cafenet.cost import Limits
+from nni_cafenet.distributed import by_itself
 from nni_cafenet.files import replacing
 from nni_cafenet.importance import few_images
 from nni_cafenet.modes import evaluating
@@ -159,34 +160,25 @@ class RememberingScorer(AloneScorer):
     """An AloneScorer that trains no widths twice, whichever budget they are asked for within.
 
     Args:
-        path: where their scores are kept, and the seconds that these took.
+        folder: where the score of each is kept, and the seconds that it took; processes may share it.
     """
 
-    path: Path
+    folder: Path
 
     def evaluate(self, widths: Widths) -> Candidate:
-        known = self._known()
-        if self._key(widths) not in known:
+        path = self._path(widths)
+        if not path.exists():
             start = time.perf_counter()
             score = super().evaluate(widths).score
-            known[self._key(widths)] = score, time.perf_counter() - start
-            with replacing(self.path) as partly:
-                partly.write_text(json.dumps(known) + "\n")
-        score, _ = known[self._key(widths)]
-        return Candidate.fixed(self.space, widths, score)
+            write_json(path, {"score": score, "seconds": time.perf_counter() - start})
+        return Candidate.fixed(self.space, widths, json.loads(path.read_text())["score"])
 
     def seconds(self, candidates: Iterable[Candidate]) -> float:
         """How long the trainings of these took."""
-        known = self._known()
-        return sum(known[self._key(found.subnetwork.widths)][1] for found in candidates)
+        return sum(json.loads(self._path(found.subnetwork.widths).read_text())["seconds"] for found in candidates)
 
-    def _known(self) -> dict[str, tuple[float, float]]:
-        found: dict[str, tuple[float, float]] = json.loads(self.path.read_text()) if self.path.exists() else {}
-        return found
-
-    @staticmethod
-    def _key(widths: Widths) -> str:
-        return "-".join(map(str, widths.bins_kept))
+    def _path(self, widths: Widths) -> Path:
+        return self.folder / f"{'-'.join(map(str, widths.bins_kept))}.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -242,10 +234,11 @@ class Setting:
         recipe = Recipe(epochs, optimizer_fn=partial(sgd, lr=lr))
         seed = self.seed if seed is None else seed
         settings = {"lr": lr, **self.settings(epochs), "seed": seed}
-        train_model(
-            model.to(self.device), self.splits.train, recipe, loss_fn=cross_entropy, seed=seed,
-            checkpoint=Checkpoint(self.work, name, settings), label=name,
-        )  # fmt: skip
+        with by_itself():
+            train_model(
+                model.to(self.device), self.splits.train, recipe, loss_fn=cross_entropy, seed=seed,
+                checkpoint=Checkpoint(self.work, name, settings), label=name,
+            )  # fmt: skip
         return model
 
     def settings(self, epochs: int) -> dict[str, Any]:
@@ -307,10 +300,10 @@ class Setting:
     def alone(self, epochs: int, *, trained: bool = False, lr: float = 0.1) -> RememberingScorer:
         """Scores networks by a training of their own, from scratch or from the trained network's best channels."""
         start = self.sorted if trained else self.fresh()
-        name = f"alone-{'trained' if trained else 'fresh'}-{epochs}.json"
+        name = f"alone-{'trained' if trained else 'fresh'}-{epochs}"
         return RememberingScorer(
             start, self.space, self.splits.train, list(self.splits.valid), accuracy, cross_entropy,
-            Recipe(epochs, partial(sgd, lr=lr)), self.seed, path=self.work / name,
+            Recipe(epochs, partial(sgd, lr=lr)), self.seed, folder=self.work / name,
         )  # fmt: skip
 
     def first_batches(self, count: int) -> list[Batch]:
@@ -345,8 +338,8 @@ def nearest(space: SearchSpace, channels: Mapping[str, int]) -> Widths:
     return Widths(tuple(kept))
 
 
-def write_cell(path: Path, row: Mapping[str, Any]) -> None:
-    """One method at one budget with one seed, as compare.py and again.py keep it."""
+def write_json(path: Path, row: Mapping[str, Any]) -> None:
+    """A file of plain values, whole or not there."""
     with replacing(path) as partial:
         partial.write_text(json.dumps(row, indent=1) + "\n")
 

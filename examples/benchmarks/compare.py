@@ -98,14 +98,14 @@ def main() -> None:
                 continue
             if options.search_only:
                 if method != "dense":
-                    find(setting, method, setting.space.limits(Budget(max_macs=budget)), options.weights)
+                    find(setting, method, setting.space.limits(Budget(max_macs=budget)), options.weights, path.parent)
                 continue
             row = {"size": options.size, "network": options.network, "budget": budget, "method": method, "seed": seed}
-            row |= cell(setting, method, Budget(max_macs=budget), options.weights)
+            row |= cell(setting, method, Budget(max_macs=budget), options.weights, path.parent)
             write_json(path, row)
 
 
-def cell(setting: Setting, method: str, budget: Budget, weights: str) -> dict[str, Any]:
+def cell(setting: Setting, method: str, budget: Budget, weights: str, folder: Path) -> dict[str, Any]:
     """One method at one budget with one seed: its widths, trained and looked at."""
     limits = setting.space.limits(budget)
     epochs = setting.size.epochs
@@ -122,7 +122,7 @@ def cell(setting: Setting, method: str, budget: Budget, weights: str) -> dict[st
         epochs -= short
     else:
         try:
-            found = find(setting, method, limits, weights)
+            found = find(setting, method, limits, weights, folder)
         except Unreachable as error:
             return {**row, "unreachable": str(error)}
         network = Network(found.space, found.subnetwork)
@@ -156,8 +156,12 @@ class Found:
     search_seconds: float | None = None  # as far as it was done before, for another budget
 
 
-def find(setting: Setting, method: str, limits: Limits, weights: str) -> Found:
-    """The widths that a method finds within the limits, for networks that start from `weights`."""
+def find(setting: Setting, method: str, limits: Limits, weights: str, folder: Path) -> Found:
+    """The widths that a method finds within the limits, for networks that start from `weights`.
+
+    Args:
+        folder: of the cells, which keeps the scores of networks trained alone too.
+    """
     if method == "dense":
         return Found(setting.space, SubNetwork.fixed(setting.space.largest), setting.dense)
     if method in ("uniform", SORTED):
@@ -174,9 +178,10 @@ def find(setting: Setting, method: str, limits: Limits, weights: str) -> Found:
     evaluations = setting.size.evaluations
     scorer: Scorer | AloneScorer
     if arm == ALONE_ARM:
-        scorer, seconds = setting.alone(setting.size.epochs, trained=weights == "inherited", lr=LR[weights]), 0.0
+        trainings = setting.alone(setting.size.epochs, trained=weights == "inherited", lr=LR[weights])
+        scorer, seconds = RememberingScorer.of(trainings, folder / f"alone-{weights}-{setting.seed}.csv"), 0.0
         evaluations = ALONE
-        settings = {"arm": arm, **scorer.recipe.settings()}
+        settings = {"arm": arm, **trainings.recipe.settings()}
     else:
         scorer, seconds = setting.scorer(arm, limits)
         settings = {"arm": repr(ARMS[arm])}

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import copy
+import csv
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -160,25 +162,39 @@ class RememberingScorer(AloneScorer):
     """An AloneScorer that trains no widths twice, whichever budget they are asked for within.
 
     Args:
-        folder: where the score of each is kept, and the seconds that it took; processes may share it.
+        path: a CSV of the score of each and the seconds that it took, to which processes may append side by side.
     """
 
-    folder: Path
+    path: Path
+
+    @classmethod
+    def of(cls, scorer: AloneScorer, path: Path) -> RememberingScorer:
+        return cls(**vars(scorer), path=path)
 
     def evaluate(self, widths: Widths) -> Candidate:
-        path = self._path(widths)
-        if not path.exists():
+        known = self._known()
+        if widths not in known:
             start = time.perf_counter()
             score = super().evaluate(widths).score
-            write_json(path, {"score": score, "seconds": time.perf_counter() - start})
-        return Candidate.fixed(self.space, widths, json.loads(path.read_text())["score"])
+            known[widths] = score, time.perf_counter() - start
+            with self.path.open("a") as file:
+                file.write(f"{'-'.join(map(str, widths.bins_kept))},{score},{known[widths][1]:.1f}\n")
+        return Candidate.fixed(self.space, widths, known[widths][0])
 
     def seconds(self, candidates: Iterable[Candidate]) -> float:
         """How long the trainings of these took."""
-        return sum(json.loads(self._path(found.subnetwork.widths).read_text())["seconds"] for found in candidates)
+        known = self._known()
+        return sum(known[found.subnetwork.widths][1] for found in candidates)
 
-    def _path(self, widths: Widths) -> Path:
-        return self.folder / f"{'-'.join(map(str, widths.bins_kept))}.json"
+    def _known(self) -> dict[Widths, tuple[float, float]]:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError), self.path.open("x") as file:
+            file.write("bins,valid,seconds\n")
+        with self.path.open(newline="") as file:
+            return {
+                Widths(tuple(map(int, row["bins"].split("-")))): (float(row["valid"]), float(row["seconds"]))
+                for row in csv.DictReader(file)
+            }
 
 
 @dataclass(frozen=True, eq=False)
@@ -297,13 +313,12 @@ class Setting:
         )  # fmt: skip
         return scorer, float(kept.read_text())
 
-    def alone(self, epochs: int, *, trained: bool = False, lr: float = 0.1) -> RememberingScorer:
+    def alone(self, epochs: int, *, trained: bool = False, lr: float = 0.1) -> AloneScorer:
         """Scores networks by a training of their own, from scratch or from the trained network's best channels."""
         start = self.sorted if trained else self.fresh()
-        name = f"alone-{'trained' if trained else 'fresh'}-{epochs}"
-        return RememberingScorer(
+        return AloneScorer(
             start, self.space, self.splits.train, list(self.splits.valid), accuracy, cross_entropy,
-            Recipe(epochs, partial(sgd, lr=lr)), self.seed, folder=self.work / name,
+            Recipe(epochs, partial(sgd, lr=lr)), self.seed,
         )  # fmt: skip
 
     def first_batches(self, count: int) -> list[Batch]:

@@ -156,6 +156,12 @@ class Found:
     search_seconds: float | None = None  # as far as it was done before, for another budget
 
 
+def predictor(evaluations: int, *, seed: int) -> PredictorSearch:
+    """Eight ninths of the widths are random ones, one ninth is what their regression likes best."""
+    few = max(1, evaluations // 9)
+    return PredictorSearch(evaluations=evaluations, first=8 * evaluations // 9, favourites=few, seed=seed)
+
+
 def find(setting: Setting, method: str, limits: Limits, weights: str, folder: Path) -> Found:
     """The widths that a method finds within the limits, for networks that start from `weights`.
 
@@ -193,9 +199,7 @@ def find(setting: Setting, method: str, limits: Limits, weights: str, folder: Pa
         "halving": Evolution(population=population, generations=GENERATIONS, from_uniform=True, seed=setting.seed),
         "r": RandomSearch(evaluations=evaluations, seed=setting.seed),
         "greedy": Greedy(steps=max(1, evaluations // len(space.groups))),
-        "predictor": PredictorSearch(
-            evaluations=evaluations, first=8 * evaluations // 9, favourites=max(1, evaluations // 9), seed=setting.seed
-        ),
+        "predictor": predictor(evaluations, seed=setting.seed),
     }
     settings |= {"searcher": repr(searchers[word]), "limits": repr(limits)}
     started = f"-{weights}" if arm == ALONE_ARM else ""

@@ -190,11 +190,16 @@ class RememberingScorer(AloneScorer):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileExistsError), self.path.open("x") as file:
             file.write("bins,valid,seconds\n")
-        with self.path.open(newline="") as file:
-            return {
-                Widths(tuple(map(int, row["bins"].split("-")))): (float(row["valid"]), float(row["seconds"]))
-                for row in csv.DictReader(file)
-            }
+        return known_scores(self.path)
+
+
+def known_scores(path: Path) -> dict[Widths, tuple[float, float]]:
+    """Of a RememberingScorer's file, of each of the widths the score and the seconds that it took."""
+    with path.open(newline="") as file:
+        return {
+            Widths(tuple(map(int, row["bins"].split("-")))): (float(row["valid"]), float(row["seconds"]))
+            for row in csv.DictReader(file)
+        }
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,7 @@ from tests.examples import on_disk
 BENCHMARKS = Path(__file__).parents[2] / "examples" / "benchmarks"
 NAMES = (
     "fashion_mnist", "networks", "setting", "rivals", "compare", "again", "summarise", "agreement", "ranking",
-    "ceiling", "searchers", "effects",
+    "ceiling", "searchers", "effects", "trainings",
 )  # fmt: skip
 
 
@@ -231,6 +231,40 @@ def test_a_searcher_finds_what_is_worth_most_where_scores_are_true(modules: dict
         for says in (even, lambda some: -even(some))
     )
     assert 0 <= true[0] == true[1] and opposite[0] < 0 == opposite[1], "without noise Uniform wins among finalists"
+
+
+def test_trainings_that_agree_with_the_truth_lead_above_uniform(
+    modules: dict[str, ModuleType], tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainings, ranking, out = modules["trainings"], modules["ranking"], tmp_path / "out"
+    space = build_space(modules["networks"].NETWORKS["vgg13"](0.125), torch.zeros(1, 1, 16, 16))
+    monkeypatch.setattr(trainings, "COUNTS", (2, 24))
+    monkeypatch.setattr(trainings, "ALONE", 27)
+    slopes = np.linspace(-1, 1, len(space.groups))  # some layers are worth their channels, others are not
+
+    def score(widths: Widths) -> float:
+        return float((np.log(modules["ceiling"].shares(space, [widths])) @ slopes)[0])
+
+    drawn = enumerate(ranking.draw(space, 40, "10%"))
+    ranking.append(out / "alone.csv", [ranking.Alone("vgg13", i, i < 20, 0, 0, score(each)) for i, each in drawn])
+    cells = out / "small" / "vgg13"
+    cells.mkdir(parents=True)
+    for seed in range(2):
+        searcher = modules["compare"].predictor(27, seed=seed)
+        searcher.begin(space, space.limits(Budget(max_macs="40%")))
+        rows = [f"{'-'.join(map(str, each.bins_kept))},{score(each)},1.0" for each in searcher.ask(27)]
+        (cells / f"alone-scratch-{seed}.csv").write_text("\n".join(["bins,valid,seconds", *rows]) + "\n")
+    asked = ["--out", str(out), "--widths", "40", "--cells", str(out), "--budgets", "40%", "10%"]
+    run(trainings, asked, monkeypatch)
+    with (out / "vgg13-trainings.csv").open(newline="") as file:
+        found = {(int(row["trainings"]), row["measure"]): float(row["value"]) for row in csv.DictReader(file)}
+    measures = ("tau", "tau of the band", "40%", "10%", "mean")
+    assert list(found) == [(count, measure) for count in (2, 24) for measure in measures]
+    assert found[24, "tau"] > max(found[2, "tau"], 0.8)
+    assert found[24, "mean"] > found[2, "mean"] and min(found[24, "40%"], found[24, "10%"]) > 50
+    (cells / "alone-scratch-1.csv").unlink()
+    with pytest.raises(SystemExit):
+        run(trainings, asked, monkeypatch)
 
 
 def test_agreement_is_kendalls_and_its_intervals_hold_it(

@@ -1,0 +1,116 @@
+"""How many networks must be trained alone before what their regression likes is better than Uniform?
+
+    python examples/benchmarks/trainings.py --network vgg13 --cells examples/benchmarks/compare \
+        --out examples/benchmarks/ranking
+
+compare.py's alone-predictor has trained random networks of many sizes, and keeps their scores. Of each seed the first
+few are regressed, as the search does. How that ranks the widths of ranking.py, which it has not seen, is Kendall's tau
+with their accuracies when trained alone, over all of them and within the band. What it likes best within each budget is
+worth what ceiling.py's regression of these accuracies says of it, in points above Uniform, and in the mean of all
+budgets. Means over seeds, with Student's intervals of 95 %, go to OUT/NETWORK-trainings.csv. Nothing is trained.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from agreement import Numbers, tau
+from compare import ALONE, predictor
+from networks import NETWORKS
+from ranking import add_widths, draw, truth_by_seed
+from setting import SIZES, Setting, known_scores
+from summarise import interval
+from tqdm.auto import tqdm
+
+from nni_cafenet import Budget, Evolution, SearchSpace, Widths, uniform_widths
+from nni_cafenet.files import replacing
+from nni_cafenet.search.predictor import Predict, regression, search_predictions
+
+COUNTS = (8, 16, 24, 32, 48, 64)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What so many trainings lead to, over so many seeds: "tau", "tau of the band", or points above Uniform.
+
+    Args:
+        measure: these points are named by their budget, or "mean".
+    """
+
+    trainings: int
+    measure: str
+    seeds: int
+    value: float
+    low: float
+    high: float
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", choices=NETWORKS, default="vgg13")
+    parser.add_argument("--size", choices=SIZES, default="small")
+    add_widths(parser)
+    parser.add_argument("--cells", type=Path, required=True, help="the folder that compare.py wrote into")
+    parser.add_argument("--budgets", nargs="+", default=["50%", "25%", "10%", "5%"], help="of the MACs")
+    options = parser.parse_args()
+    space = Setting(options.network, SIZES[options.size], 0, Path(), Path(), torch.device("cpu")).space
+    widths, band = draw(space, options.widths, options.band), options.widths // 2
+    truth = np.mean(list(truth_by_seed(options.out, options.network).values()), axis=0)
+    worth = regression(space, widths, truth)
+    trained = {}
+    for path in sorted((options.cells / options.size / options.network).glob("alone-scratch-*.csv")):
+        known = known_scores(path)
+        searcher = predictor(ALONE, seed=int(path.stem.rpartition("-")[2]))
+        searcher.begin(space, space.limits(Budget(max_macs=options.budgets[0])))
+        drawn = [each for each in searcher.ask(ALONE) if each in known]
+        if len(drawn) >= COUNTS[-1] - 1:  # Uniform of that budget may not have been asked for
+            trained[path] = {each: known[each][0] for each in drawn}
+    if len(trained) < 2:
+        parser.error(f"{options.cells} holds {len(trained)} whole searches by alone-predictor: two make an interval")
+    rows = []
+    for count in tqdm(COUNTS, unit="count"):
+        says = [_regressed(space, scores, count) for scores in trained.values()]
+        ranked = [one(widths) for one in says]
+        gains = np.array([_gains(space, one, worth, options.budgets) for one in says])
+        measured = {
+            "tau": [tau(one, truth) for one in ranked],
+            "tau of the band": [tau(one[:band], truth[:band]) for one in ranked],
+            **dict(zip(options.budgets, gains.T, strict=True)),
+            "mean": gains.mean(1),
+        }
+        rows += [Row(count, measure, len(says), *interval(list(values))) for measure, values in measured.items()]
+    for row in rows:
+        print(f"{row.trainings:4} trainings, {row.measure:16}{row.value:+.2f} ({row.low:+.2f} to {row.high:+.2f})")
+    path = options.out / f"{options.network}-trainings.csv"
+    with replacing(path) as partly, partly.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(field.name for field in fields(Row))
+        writer.writerows([round(cell, 3) if isinstance(cell, float) else cell for cell in astuple(row)] for row in rows)
+
+
+def _regressed(space: SearchSpace, scores: dict[Widths, float], count: int) -> Predict:
+    """As the search regresses the first `count` scores."""
+    seen = list(scores)[:count]
+    return regression(space, seen, [scores[widths] for widths in seen], caution=predictor(ALONE, seed=0).caution)
+
+
+def _gains(space: SearchSpace, says: Predict, worth: Predict, budgets: Sequence[str]) -> Numbers:
+    """Points above Uniform of what a regression likes best within each budget; shape (budgets,)."""
+    gains = []
+    for budget in budgets:
+        limits = space.limits(Budget(max_macs=budget))
+        explorer = Evolution(population=64, generations=20, from_uniform=True)
+        best = search_predictions(says, explorer, space, limits)[0].subnetwork.widths
+        found, uniform = worth([best, uniform_widths(space, limits)])
+        gains.append(100 * (found - uniform))
+    return np.array(gains)
+
+
+if __name__ == "__main__":
+    main()

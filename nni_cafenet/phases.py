@@ -145,10 +145,12 @@ def _search(
             saved = time.monotonic()
 
     most = searcher.evaluations if most is None else min(most, searcher.evaluations)
-    with tqdm(total=most, initial=len(history), desc="search", unit="width",
+    with tqdm(total=len(references) + most, initial=len(scored) + len(history), desc="search", unit="width",
               disable=None if progress and rank() == 0 else True, leave=False) as bar:  # fmt: skip
         while left := references[len(scored) :]:
-            scored += share_out(left[: world_size()])
+            found = share_out(left[: world_size()])
+            scored += found
+            bar.update(len(found))
             save(SECONDS_BETWEEN_SAVES)
         while len(history) < most and (asked := searcher.ask(min(world_size(), most - len(history)))):
             found = share_out(asked)

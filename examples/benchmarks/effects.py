@@ -11,9 +11,8 @@ layer and for all of them ("mean"); a plot beside it.
 from __future__ import annotations
 
 import argparse
-import csv
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ from matplotlib.figure import Figure
 from networks import NETWORKS
 from ranking import add_widths, draw, scores_by_arm, truth_by_seed
 from setting import ALONE_ARM, ARMS, SIZES, Setting
-from summarise import interval
+from summarise import interval, write_csv
 
 from nni_cafenet import Budget, SearchSpace, Widths, uniform_widths
 from nni_cafenet.files import replacing
@@ -72,10 +71,7 @@ def main() -> None:
         if row.group == "mean":
             print(f"{row.by:24}{row.seeds:3}  {row.factor:8}{row.points:6.2f} ({row.low:.2f} to {row.high:.2f})")
     name = options.out / f"{options.network}-effects"
-    with replacing(name.with_suffix(".csv")) as partly, partly.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(field.name for field in fields(Effect))
-        writer.writerows([round(cell, 3) if isinstance(cell, float) else cell for cell in astuple(row)] for row in rows)
+    write_csv(name.with_suffix(".csv"), Effect, rows, digits=3)
     with replacing(name.with_suffix(".svg")) as partly:
         draw_effects(rows, f"{options.network}: one layer of Uniform at {options.at} changed").savefig(
             partly, format="svg", metadata={"Date": None}

@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--split", choices=("test", "check"), default="test")
     options = parser.parse_args()
     cells = read(options.out)
-    write_csv(options.out / "compare.csv", cells)
+    write_csv(options.out / "compare.csv", Cell, cells)
     for (size, network, weights), own in sorted(_by(cells, "size", "network", "weights").items()):
         print(f"\n## {network}, {size}, {weights}\n")
         print(table(own, options.split))
@@ -107,11 +107,16 @@ def over_trainings(row: Mapping[str, Any], split: str) -> float:
     return statistics.mean([row[split], *(other[split] for other in row.get("again", []))])
 
 
-def write_csv(path: Path, cells: Sequence[Cell]) -> None:
+def write_csv(path: Path, kind: type[Any], rows: Iterable[Any], *, digits: int | None = None) -> None:
+    """Rows of a dataclass, with its fields' names above; floats rounded to so many digits."""
+
+    def short(cell: object) -> object:
+        return cell if digits is None or not isinstance(cell, float) else round(cell, digits)
+
     with replacing(path) as partial, partial.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([field.name for field in fields(Cell)])
-        writer.writerows(map(astuple, cells))
+        writer.writerow([field.name for field in fields(kind)])
+        writer.writerows([*map(short, astuple(row))] for row in rows)
 
 
 def lines(cells: Iterable[Cell], split: str) -> list[Line]:

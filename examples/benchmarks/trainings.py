@@ -13,9 +13,8 @@ budgets. Means over seeds, with Student's intervals of 95 %, go to OUT/NETWORK-t
 from __future__ import annotations
 
 import argparse
-import csv
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +24,10 @@ from compare import ALONE, predictor
 from networks import NETWORKS
 from ranking import add_widths, draw, truth_by_seed
 from setting import SIZES, Setting, known_scores
-from summarise import interval
+from summarise import interval, write_csv
 from tqdm.auto import tqdm
 
 from nni_cafenet import Budget, Evolution, SearchSpace, Widths, uniform_widths
-from nni_cafenet.files import replacing
 from nni_cafenet.search.predictor import Predict, regression, search_predictions
 
 COUNTS = (8, 16, 24, 32, 48, 64)
@@ -87,11 +85,7 @@ def main() -> None:
         rows += [Row(count, measure, len(says), *interval(list(values))) for measure, values in measured.items()]
     for row in rows:
         print(f"{row.trainings:4} trainings, {row.measure:16}{row.value:+.2f} ({row.low:+.2f} to {row.high:+.2f})")
-    path = options.out / f"{options.network}-trainings.csv"
-    with replacing(path) as partly, partly.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(field.name for field in fields(Row))
-        writer.writerows([round(cell, 3) if isinstance(cell, float) else cell for cell in astuple(row)] for row in rows)
+    write_csv(options.out / f"{options.network}-trainings.csv", Row, rows, digits=3)
 
 
 def _regressed(space: SearchSpace, scores: dict[Widths, float], count: int) -> Predict:

@@ -10,13 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TypeVar
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 from torch import distributed
 
 T = TypeVar("T")
+PATIENCE = timedelta(days=30)
 _by_itself = ContextVar("_by_itself", default=False)
+_patient_groups: dict[object, Any] = {}  # one, by the group of all ranks that is initialised now
 
 
 def world_size() -> int:
@@ -62,11 +65,11 @@ def from_first(value: T) -> T:
 
 
 def from_all(value: T) -> list[T]:
-    """What every rank gave, by rank."""
+    """What every rank gave, by rank; waits for a rank that still trains a network, however long that takes."""
     if world_size() == 1:
         return [value]
     gathered: list[T | None] = [None] * world_size()
-    distributed.all_gather_object(gathered, value)
+    distributed.all_gather_object(gathered, value, group=_patient())
     return gathered  # type: ignore[return-value]
 
 
@@ -78,6 +81,15 @@ def by_itself() -> Iterator[None]:
         yield
     finally:
         _by_itself.reset(token)
+
+
+def _patient() -> Any:
+    """All ranks, with a timeout beyond those of the usual groups: ten minutes of NCCL, thirty of gloo."""
+    world = distributed.group.WORLD
+    if world not in _patient_groups:
+        _patient_groups.clear()
+        _patient_groups[world] = distributed.new_group(backend="gloo", timeout=PATIENCE)
+    return _patient_groups[world]
 
 
 def _is_on() -> bool:

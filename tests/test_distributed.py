@@ -51,6 +51,24 @@ def test_two_ranks_find_what_one_finds(tmp_path: Path) -> None:
     assert alone["weights"] != pytest.approx(untrained, rel=1e-2)
 
 
+def test_a_rank_that_takes_long_is_waited_for(tmp_path: Path) -> None:
+    script = tmp_path / "slow.py"
+    script.write_text(
+        "import datetime, time\n"
+        "from torch import distributed\n"
+        "from nni_cafenet.distributed import from_all, rank\n"
+        "for _ in range(2):\n"  # another group, and another patient one
+        "    distributed.init_process_group('gloo', timeout=datetime.timedelta(seconds=4))\n"
+        "    assert from_all(None) == [None, None]\n"
+        "    time.sleep(6 * rank())\n"
+        "    assert from_all(rank()) == [0, 1]\n"
+        "    distributed.destroy_process_group()\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 def test_alone_nothing_is_exchanged() -> None:
     model = nn.Linear(2, 2)
     model(torch.ones(1, 2)).sum().backward()

@@ -22,10 +22,9 @@ from matplotlib.figure import Figure
 from networks import NETWORKS
 from ranking import add_widths, draw, scores_by_arm, truth_by_seed
 from setting import ALONE_ARM, ARMS, SIZES, Setting
-from summarise import interval, write_csv
+from summarise import interval, write_csv, write_svg
 
 from nni_cafenet import Budget, SearchSpace, Widths, uniform_widths
-from nni_cafenet.files import replacing
 from nni_cafenet.search.predictor import regression
 
 FACTORS = {"half": 0.5, "twice": 2.0}
@@ -72,10 +71,8 @@ def main() -> None:
             print(f"{row.by:24}{row.seeds:3}  {row.factor:8}{row.points:6.2f} ({row.low:.2f} to {row.high:.2f})")
     name = options.out / f"{options.network}-effects"
     write_csv(name.with_suffix(".csv"), Effect, rows, digits=3)
-    with replacing(name.with_suffix(".svg")) as partly:
-        draw_effects(rows, f"{options.network}: one layer of Uniform at {options.at} changed").savefig(
-            partly, format="svg", metadata={"Date": None}
-        )
+    figure = draw_effects(rows, f"{options.network}: one layer of Uniform at {options.at} changed")
+    write_svg(name.with_suffix(".svg"), figure)
 
 
 def _points(space: SearchSpace, widths: Sequence[Widths], scores: Numbers, start: Widths) -> Numbers:

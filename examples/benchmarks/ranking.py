@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from agreement import Agreement, Numbers, agreement, by_seed, draw_agreement, split_half
 from setting import ALONE_ARM, ARMS, Setting, add_setting, nearest, scored, setting_of
+from summarise import write_svg
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -178,8 +179,8 @@ def report(folder: Path, network: str, score: str, against: str) -> None:
     name = f"{network}-{score}" + ("" if against == "fixed" else f"-against-{against}")
     with replacing(folder / f"{name}.csv") as partial, partial.open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(table)
-    with replacing(folder / f"{network}-{score}.svg") as partial:
-        draw_agreement(rows, f"{network}: Kendall's tau of {score} with the truth").savefig(partial, format="svg")
+    figure = draw_agreement(rows, f"{network}: Kendall's tau of {score} with the truth")
+    write_svg(folder / f"{network}-{score}.svg", figure)
 
 
 def truth_by_seed(folder: Path, network: str) -> dict[int, Numbers]:

@@ -19,6 +19,7 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 from matplotlib.figure import Figure
 from scipy import stats
 
@@ -85,8 +86,8 @@ def main() -> None:
     for (size, network, weights), own in sorted(_by(cells, "size", "network", "weights").items()):
         print(f"\n## {network}, {size}, {weights}\n")
         print(table(own, options.split))
-        with replacing(options.out / f"{size}-{network}-{weights}.svg") as partial:
-            draw(own, f"{network} ({size}), {weights} weights", options.split).savefig(partial, format="svg")
+        figure = draw(own, f"{network} ({size}), {weights} weights", options.split)
+        write_svg(options.out / f"{size}-{network}-{weights}.svg", figure)
 
 
 def read(folder: Path) -> list[Cell]:
@@ -117,6 +118,12 @@ def write_csv(path: Path, kind: type[Any], rows: Iterable[Any], *, digits: int |
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([field.name for field in fields(kind)])
         writer.writerows([*map(short, astuple(row))] for row in rows)
+
+
+def write_svg(path: Path, figure: Figure) -> None:
+    """The same bytes for the same figure: no date, and ids of its content alone."""
+    with replacing(path) as partial, matplotlib.rc_context({"svg.hashsalt": path.name}):
+        figure.savefig(partial, format="svg", metadata={"Date": None})
 
 
 def lines(cells: Iterable[Cell], split: str) -> list[Line]:

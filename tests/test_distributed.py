@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -51,22 +53,28 @@ def test_two_ranks_find_what_one_finds(tmp_path: Path) -> None:
     assert alone["weights"] != pytest.approx(untrained, rel=1e-2)
 
 
-def test_a_rank_that_takes_long_is_waited_for(tmp_path: Path) -> None:
-    script = tmp_path / "slow.py"
-    script.write_text(
-        "import datetime, time\n"
-        "from torch import distributed\n"
-        "from nni_cafenet.distributed import from_all, rank\n"
-        "for _ in range(2):\n"  # another group, and another patient one
-        "    distributed.init_process_group('gloo', timeout=datetime.timedelta(seconds=4))\n"
-        "    assert from_all(None) == [None, None]\n"
-        "    time.sleep(6 * rank())\n"
-        "    assert from_all(rank()) == [0, 1]\n"
-        "    distributed.destroy_process_group()\n"
-    )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+def test_a_rank_that_takes_long_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[dict[str, Any]] = []
+    gathered_by: list[Any] = []
+
+    def new_group(**options: Any) -> int:
+        made.append(options)
+        return len(made)
+
+    def gather(found: list[Any], value: object, group: object) -> None:
+        found[:] = [value] * len(found)
+        gathered_by.append(group)
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "new_group", new_group)
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    monkeypatch.setattr("nni_cafenet.distributed._patient_groups", {})
+    for world in ("first", "first", "second"):  # initialised anew, it is another group
+        monkeypatch.setattr(torch.distributed, "group", SimpleNamespace(WORLD=world))
+        assert from_all("own") == ["own", "own"]
+    assert gathered_by == [1, 1, 2]
+    assert all(options["backend"] == "gloo" and options["timeout"] > timedelta(days=7) for options in made)
 
 
 def test_alone_nothing_is_exchanged() -> None:

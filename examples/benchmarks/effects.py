@@ -13,15 +13,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import torch
 from agreement import Numbers
 from matplotlib.figure import Figure
-from networks import NETWORKS
-from ranking import add_widths, draw, scores_by_arm, truth_by_seed
-from setting import ALONE_ARM, ARMS, SIZES, Setting
+from ranking import add_known, draw, scores_by_arm, space_of, truth_by_seed
+from setting import ALONE_ARM, ARMS
 from summarise import interval, write_csv, write_svg
 
 from nni_cafenet import Budget, SearchSpace, Widths, uniform_widths
@@ -47,14 +44,12 @@ class Effect:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--network", choices=NETWORKS, default="vgg13")
-    parser.add_argument("--size", choices=SIZES, default="small")
-    add_widths(parser)
+    add_known(parser)
     parser.add_argument("--at", default="25%", help="the budget whose Uniform is changed")
     arms = [ALONE_ARM, "fixed", "locally-free", "locally-free-trained"]
     parser.add_argument("--arms", nargs="+", choices=[*ARMS, ALONE_ARM], default=arms)
     options = parser.parse_args()
-    space = Setting(options.network, SIZES[options.size], 0, Path(), Path(), torch.device("cpu")).space
+    space = space_of(options)
     widths = draw(space, options.widths, options.band)
     by_arm = scores_by_arm(options.out, options.network)
     said = {TRUTH: truth_by_seed(options.out, options.network)}

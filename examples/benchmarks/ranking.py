@@ -22,7 +22,8 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from agreement import Agreement, Numbers, agreement, by_seed, draw_agreement, split_half
-from setting import ALONE_ARM, ARMS, Setting, add_setting, nearest, scored, setting_of
+from networks import NETWORKS
+from setting import ALONE_ARM, ARMS, SIZES, Setting, add_setting, nearest, scored, setting_of
 from summarise import write_svg
 from torch import nn
 from tqdm.auto import tqdm
@@ -92,6 +93,18 @@ def add_widths(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--widths", type=int, default=60)
     parser.add_argument("--band", default="10%", help="the budget that half of the widths fill")
+
+
+def add_known(parser: argparse.ArgumentParser) -> None:
+    """The options of a study that goes by what is known already, and runs no network."""
+    parser.add_argument("--network", choices=NETWORKS, default="vgg13")
+    parser.add_argument("--size", choices=SIZES, default="small")
+    add_widths(parser)
+
+
+def space_of(options: argparse.Namespace) -> SearchSpace:
+    """Of the network that add_known's options name."""
+    return Setting(options.network, SIZES[options.size], 0, Path(), Path(), torch.device("cpu")).space
 
 
 def draw(space: SearchSpace, count: int, band: str) -> list[Widths]:

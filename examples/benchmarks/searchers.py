@@ -23,12 +23,10 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-import torch
 from agreement import Numbers, tau
 from ceiling import predicted_unseen
-from networks import NETWORKS
-from ranking import add_widths, draw, scores_by_arm, truth_by_seed
-from setting import ARMS, SIZES, Setting, nearest
+from ranking import add_known, draw, scores_by_arm, space_of, truth_by_seed
+from setting import ARMS, nearest
 from summarise import over_trainings
 from tqdm.auto import tqdm
 
@@ -99,16 +97,14 @@ class Landscape:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--network", choices=NETWORKS, default="vgg13")
-    parser.add_argument("--size", choices=SIZES, default="small")
-    add_widths(parser)
+    add_known(parser)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=["locally-free", "fixed"])
     parser.add_argument("--times", type=int, default=4, help="searches of each supernet by each searcher")
     parser.add_argument("--cells", type=Path, help="the folder that compare.py wrote into, to test the regression by")
     options = parser.parse_args()
     if options.times < 2:
         parser.error(f"--times must be at least 2, for a spread, but got {options.times}")
-    space = Setting(options.network, SIZES[options.size], 0, Path(), Path(), torch.device("cpu")).space
+    space = space_of(options)
     widths = draw(space, options.widths, options.band)
     truths = np.array(list(truth_by_seed(options.out, options.network).values()))
     noise = float(truths.std(0, ddof=1).mean()) if len(truths) > 1 else 0.0

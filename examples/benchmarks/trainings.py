@@ -18,12 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from agreement import Numbers, tau
 from compare import ALONE, predictor
-from networks import NETWORKS
-from ranking import add_widths, draw, truth_by_seed
-from setting import SIZES, Setting, known_scores
+from ranking import add_known, draw, space_of, truth_by_seed
+from setting import known_scores
 from summarise import interval, write_csv
 from tqdm.auto import tqdm
 
@@ -51,13 +49,11 @@ class Row:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--network", choices=NETWORKS, default="vgg13")
-    parser.add_argument("--size", choices=SIZES, default="small")
-    add_widths(parser)
+    add_known(parser)
     parser.add_argument("--cells", type=Path, required=True, help="the folder that compare.py wrote into")
     parser.add_argument("--budgets", nargs="+", default=["50%", "25%", "10%", "5%"], help="of the MACs")
     options = parser.parse_args()
-    space = Setting(options.network, SIZES[options.size], 0, Path(), Path(), torch.device("cpu")).space
+    space = space_of(options)
     widths, band = draw(space, options.widths, options.band), options.widths // 2
     truth = np.mean(list(truth_by_seed(options.out, options.network).values()), axis=0)
     worth = regression(space, widths, truth)

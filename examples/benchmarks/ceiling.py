@@ -3,13 +3,17 @@
     python examples/benchmarks/ceiling.py --data DIR --network vgg13 --out examples/benchmarks/ranking
 
 The accuracies of the widths that `ranking.py truth` trained alone are regressed on the logarithms of their channels and
-on the squares of these: by sixty trainings, which no search could afford. Evolution finds the widths within a budget,
-the band's unless told, for which that predicts most; these and Uniform are then trained several times. What they gain
+on the squares of these: by more trainings than a search could afford. Evolution finds the widths within a budget, the
+band's unless told, for which that predicts most; these and Uniform are then trained several times. What they gain
 over Uniform, with Student's interval of 95 %, is about what there is to gain: a supernet that ranks widths worse than
-that regression should not be expected to find more. With --by ARM the mean scores of that arm's supernets, as
-`ranking.py supernets` has collected them, stand in the place of the truth: what several supernets find together; with
---by-seeds those of some seeds alone, as does the truth of these without --by. All is in OUT/NETWORK-ceiling.json
-(NETWORK-ceiling-5-fixed-0-1-2.json for --budget 5% --by fixed --by-seeds 0 1 2); the same command goes on where it was.
+that regression should not be expected to find more. Others may be asked in the place of the truth:
+
+    --cells CELLS    all networks that compare.py's alone-predictor has trained, of all seeds: some hundreds
+    --by ARM         the mean scores of that arm's supernets, from `ranking.py supernets`: what several find together
+    --by-seeds SEED  those supernets, or the truth, of these seeds alone
+
+All is in OUT/NETWORK-ceiling.json (-ceiling-5-fixed-0-1-2.json for --budget 5% --by fixed --by-seeds 0 1 2, -cells.json
+for --cells); the same command goes on where it was.
 """
 
 from __future__ import annotations
@@ -17,17 +21,18 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from agreement import Numbers, tau
 from ranking import add_widths, draw, scores_by_arm, truth_by_seed
 from scipy.stats import hmean
-from setting import ALONE_ARM, ARMS, add_setting, setting_of, trained_again
+from setting import ALONE_ARM, ARMS, add_setting, alone_scores, setting_of, trained_again, write_json
 from summarise import interval
 
 from nni_cafenet import Budget, Evolution, SearchSpace, SubNetwork, Widths
-from nni_cafenet.files import replacing
 from nni_cafenet.networks import Network, uniform_network
 from nni_cafenet.search.predictor import regression, search_predictions, shares
 
@@ -40,7 +45,9 @@ def main() -> None:
     add_widths(parser)
     parser.add_argument("--times", type=int, default=4, help="trainings of the found network and of Uniform")
     parser.add_argument("--budget", help="within which widths are looked for; the band's unless given")
-    parser.add_argument(
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--cells", type=Path, help="the folder that compare.py wrote into")
+    instead.add_argument(
         "--by", choices=[*ARMS, ALONE_ARM], help="the arm whose supernets are asked instead of the truth"
     )
     parser.add_argument("--by-seeds", type=int, nargs="+", help="of these seeds' scores or truth; of all unless given")
@@ -48,30 +55,19 @@ def main() -> None:
     budget = options.budget or options.band
     if options.times < 2:
         parser.error(f"--times must be at least 2, for an interval, but got {options.times}")
+    if options.cells and options.by_seeds:
+        parser.error("--by-seeds goes with the ranking's truth or supernets: --cells asks all seeds")
     setting = setting_of(options, options.seeds[0])
     space, limits = setting.space, setting.space.limits(Budget(max_macs=budget))
-    widths = draw(space, options.widths, options.band)
-    scores = truth_by_seed(options.out, options.network)
-    truth, band = np.mean(list(scores.values()), axis=0), len(widths) // 2
-    assert len(truth) == len(widths), f"{len(truth)} widths were trained alone: first run ranking.py truth"
-    if options.by:
-        scores = scores_by_arm(options.out, options.network)[options.by]
-    asked = np.array([scores[seed] for seed in options.by_seeds or scores])
-    unseen = predicted_unseen(space, widths, asked.mean(0))
-    even = hmean(shares(space, widths), axis=1)  # what a supernet has to be better than
+    asked = of_cells(options, space) if options.cells else of_ranking(options, space)
     evolution = Evolution(population=64, generations=60, from_uniform=True)
-    says = regression(space, widths, asked.mean(0))
+    says = regression(space, asked.widths, asked.scores)
     best = search_predictions(says, evolution, space, limits)[0].subnetwork.widths
     networks = {
         "found": Network(space, SubNetwork.fixed(best)),
         "uniform": uniform_network(space, limits),
     }
-    report: dict[str, Any] = {
-        "network": options.network, "budget": budget, "by": options.by or "the truth", "regressed": list(asked.shape),
-        "tau_of_the_regression": {"all": tau(unseen, truth), "band": tau(unseen[:band], truth[:band])},
-        "tau_of_evenness": {"all": tau(even, truth), "band": tau(even[:band], truth[:band])},
-        "mean_of_the_band": float(truth[:band].mean()),
-    }  # fmt: skip
+    report: dict[str, Any] = {"network": options.network, "budget": budget, "by": asked.who, **asked.facts}
     for name, network in networks.items():
         bins = "-".join(map(str, network.subnetwork.widths.bins_kept))
         trainings = [
@@ -86,11 +82,64 @@ def main() -> None:
         mean, low, high = interval([100 * (one - other) for one, other in zip(found, uniform, strict=True)])
         report[f"points_above_uniform_{split}"] = {"mean": mean, "low": low, "high": high}
     print(json.dumps(report, indent=1))
+    parts = [options.network, "ceiling", "" if budget == options.band else budget.rstrip("%"), asked.name]
+    write_json(options.out / f"{'-'.join(filter(None, parts))}.json", report)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is known of many widths, to be regressed.
+
+    Args:
+        who: says so.
+        name: the same in a file's name; empty for the truth.
+        scores: shape (widths,).
+        facts: for the report.
+    """
+
+    who: str
+    name: str
+    widths: list[Widths]
+    scores: Numbers
+    facts: dict[str, Any]
+
+
+def of_ranking(options: argparse.Namespace, space: SearchSpace) -> Asked:
+    """The truth of ranking.py, or an arm's scores, both of the same widths."""
+    widths = draw(space, options.widths, options.band)
+    scores = truth_by_seed(options.out, options.network)
+    truth, band = np.mean(list(scores.values()), axis=0), len(widths) // 2
+    assert len(truth) == len(widths), f"{len(truth)} widths were trained alone: first run ranking.py truth"
+    if options.by:
+        scores = scores_by_arm(options.out, options.network)[options.by]
+    asked = np.array([scores[seed] for seed in options.by_seeds or scores])
+    unseen = predicted_unseen(space, widths, asked.mean(0))
+    even = hmean(shares(space, widths), axis=1)  # what a supernet has to be better than
+    facts = {
+        "regressed": list(asked.shape),
+        "tau_of_the_regression": {"all": tau(unseen, truth), "band": tau(unseen[:band], truth[:band])},
+        "tau_of_evenness": {"all": tau(even, truth), "band": tau(even[:band], truth[:band])},
+        "mean_of_the_band": float(truth[:band].mean()),
+    }
     by = options.by or ("truth" if options.by_seeds else "")
-    parts = [options.network, "ceiling", "" if budget == options.band else budget.rstrip("%"), by]
-    name = "-".join(filter(None, [*parts, *map(str, options.by_seeds or [])]))
-    with replacing(options.out / f"{name}.json") as partial:
-        partial.write_text(json.dumps(report, indent=1) + "\n")
+    name = "-".join(filter(None, [by, *map(str, options.by_seeds or [])]))
+    return Asked(options.by or "the truth", name, widths, asked.mean(0), facts)
+
+
+def of_cells(options: argparse.Namespace, space: SearchSpace) -> Asked:
+    """All that alone-predictor has trained; how well it is regressed, each seed's networks say to the others'."""
+    folder = options.cells / options.size / options.network
+    by_seed = {seed: list(known.items()) for seed, known in alone_scores(folder).items() if len(known) > 1}
+    assert len(by_seed) > 1, f"{folder} holds {len(by_seed)} seeds of alone-predictor: first run compare.py with it"
+    taus = {}
+    for seed, own in by_seed.items():
+        others = [one for other, known in by_seed.items() if other != seed for one in known]
+        says = regression(space, [widths for widths, _ in others], [score for _, score in others])
+        taus[f"seed {seed}"] = tau(says([widths for widths, _ in own]), np.array([score for _, score in own]))
+    known = [one for own in by_seed.values() for one in own]
+    facts = {"regressed": [len(by_seed), len(known)], "tau_of_the_regression": taus}
+    scores = np.array([score for _, score in known])
+    return Asked("networks trained alone", "cells", [widths for widths, _ in known], scores, facts)
 
 
 def predicted_unseen(space: SearchSpace, widths: Sequence[Widths], values: Numbers) -> Numbers:

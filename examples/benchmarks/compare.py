@@ -111,6 +111,7 @@ def cell(setting: Setting, method: str, budget: Budget, weights: str, folder: Pa
     epochs = setting.size.epochs
     name = "dense" if (method, weights) == ("dense", "scratch") else f"{method}-{limits.max_macs}-{weights}"
     row: dict[str, Any] = {"weights": weights}
+    known_seconds: float | None = None
     start = time.perf_counter()
     if method == "random":
         short = max(1, round(SHORT * epochs))
@@ -132,11 +133,11 @@ def cell(setting: Setting, method: str, budget: Budget, weights: str, folder: Pa
             network = Network(found.space, SubNetwork.fixed(found.subnetwork.widths))
             model = network.make(setting.factory, seed=setting.seed)
         row |= {"supernet_seconds": found.supernet_seconds}
+        known_seconds = found.search_seconds
     took = time.perf_counter() - start
-    if method != "random" and found.search_seconds is not None:
-        took = found.search_seconds
     row |= {
-        "macs": network.macs, "params": network.params, "search_seconds": took,
+        "macs": network.macs, "params": network.params,
+        "search_seconds": took if known_seconds is None else known_seconds,
         "widths": network.space.channels(network.subnetwork.widths),
     }  # fmt: skip
     start = time.perf_counter()

@@ -202,6 +202,14 @@ def known_scores(path: Path) -> dict[Widths, tuple[float, float]]:
         }
 
 
+def alone_scores(folder: Path) -> dict[int, dict[Widths, float]]:
+    """Of a folder of compare.py's cells, the scores of networks trained alone, from scratch, by seed."""
+    found = {}
+    for path in folder.glob(f"{ALONE_ARM}-scratch-*.csv"):
+        found[int(path.stem.rpartition("-")[2])] = {widths: score for widths, (score, _) in known_scores(path).items()}
+    return dict(sorted(found.items()))
+
+
 @dataclass(frozen=True, eq=False)
 class Setting:
     """A network, a size and a seed: of initialisation, shuffling and augmentation, the same for every method.

@@ -21,7 +21,7 @@ import numpy as np
 from agreement import Numbers, tau
 from compare import ALONE, predictor
 from ranking import add_known, draw, space_of, truth_by_seed
-from setting import known_scores
+from setting import alone_scores
 from summarise import interval, write_csv
 from tqdm.auto import tqdm
 
@@ -57,19 +57,18 @@ def main() -> None:
     widths, band = draw(space, options.widths, options.band), options.widths // 2
     truth = np.mean(list(truth_by_seed(options.out, options.network).values()), axis=0)
     worth = regression(space, widths, truth)
-    trained = {}
-    for path in sorted((options.cells / options.size / options.network).glob("alone-scratch-*.csv")):
-        known = known_scores(path)
-        searcher = predictor(ALONE, seed=int(path.stem.rpartition("-")[2]))
+    trained = []
+    for seed, known in alone_scores(options.cells / options.size / options.network).items():
+        searcher = predictor(ALONE, seed=seed)
         searcher.begin(space, space.limits(Budget(max_macs=options.budgets[0])))
         drawn = [each for each in searcher.ask(ALONE) if each in known]
         if len(drawn) >= COUNTS[-1] - 1:  # Uniform of that budget may not have been asked for
-            trained[path] = {each: known[each][0] for each in drawn}
+            trained.append({each: known[each] for each in drawn})
     if len(trained) < 2:
         parser.error(f"{options.cells} holds {len(trained)} whole searches by alone-predictor: two make an interval")
     rows = []
     for count in tqdm(COUNTS, unit="count"):
-        says = [_regressed(space, scores, count) for scores in trained.values()]
+        says = [_regressed(space, scores, count) for scores in trained]
         ranked = [one(widths) for one in says]
         gains = np.array([_gains(space, one, worth, options.budgets) for one in says])
         measured = {

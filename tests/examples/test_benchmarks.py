@@ -262,6 +262,15 @@ def test_trainings_that_agree_with_the_truth_lead_above_uniform(
     assert list(found) == [(count, measure) for count in (2, 24) for measure in measures]
     assert found[24, "tau"] > max(found[2, "tau"], 0.8)
     assert found[24, "mean"] > found[2, "mean"] and min(found[24, "40%"], found[24, "10%"]) > 50
+    ceiling = [*tiny, "--out", str(out), "--times", "2", "--budget", "40%", "--cells", str(out)]
+    run(modules["ceiling"], ceiling, monkeypatch)
+    highest = json.loads((out / "vgg13-ceiling-40-cells.json").read_text())
+    assert highest["regressed"] == [2, 48] and min(highest["tau_of_the_regression"].values()) > 0.9
+    channels, uniform = (list(highest[name]["channels"].values()) for name in ("found", "uniform"))
+    assert all((one > other) == (slope > 0) for one, other, slope in zip(channels, uniform, slopes, strict=True))
+    for unfit in (["--by", "fixed"], ["--by-seeds", "0"]):
+        with pytest.raises(SystemExit):
+            run(modules["ceiling"], [*ceiling, *unfit], monkeypatch)
     (cells / "alone-scratch-1.csv").unlink()
     with pytest.raises(SystemExit):
         run(trainings, asked, monkeypatch)

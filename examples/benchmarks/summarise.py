@@ -71,7 +71,7 @@ class Line:
     params: float
     mean: float
     std: float
-    above_uniform: tuple[float, float, float] | None  # the mean difference and its interval
+    above: tuple[float, float, float] | None  # the reference's: the mean difference and its interval
     seconds: float
     unreached: int
 
@@ -126,22 +126,22 @@ def write_svg(path: Path, figure: Figure) -> None:
         figure.savefig(partial, format="svg", metadata={"Date": None})
 
 
-def lines(cells: Iterable[Cell], split: str) -> list[Line]:
-    """The methods of one budget, the best first."""
+def lines(cells: Iterable[Cell], split: str, reference: str = "uniform") -> list[Line]:
+    """The methods of one budget, the best first, beside one of them."""
     by_method = _by(cells, "method")
-    uniform = {cell.seed: getattr(cell, split) for cell in by_method.get(("uniform",), [])}
+    beside = {cell.seed: getattr(cell, split) for cell in by_method.get((reference,), []) if cell.macs is not None}
     found = []
     for (method,), own in by_method.items():
         scores = {cell.seed: getattr(cell, split) for cell in own if cell.macs is not None}
         if not scores:
             continue
         reached = [cell for cell in own if cell.macs is not None]
-        paired = [score - uniform[seed] for seed, score in scores.items() if seed in uniform]
+        paired = [score - beside[seed] for seed, score in scores.items() if seed in beside]
         found.append(Line(
             method, len(scores), statistics.mean(cell.macs or 0 for cell in reached),
             statistics.mean(cell.params or 0 for cell in reached), statistics.mean(scores.values()),
             statistics.stdev(scores.values()) if len(scores) > 1 else math.nan,
-            interval(paired) if len(paired) > 1 and method != "uniform" else None,
+            interval(paired) if len(paired) > 1 and method != reference else None,
             statistics.median((cell.search_seconds or 0) + (cell.supernet_seconds or 0) for cell in reached),
             len(own) - len(reached),
         ))  # fmt: skip
@@ -164,9 +164,7 @@ def table(cells: Sequence[Cell], split: str) -> str:
     rows.append("|---|---|---|---|---|---|---|---|")
     for (budget,), own in sorted(_by(cells, "budget").items(), key=lambda item: -float(item[0][0].rstrip("%"))):
         for line in lines(own, split):
-            above = "" if line.above_uniform is None else "{:+.2f} ({:+.2f} to {:+.2f})".format(
-                *(100 * value for value in line.above_uniform)
-            )  # fmt: skip
+            above = "" if line.above is None else "{:+.2f} ({:+.2f} to {:+.2f})".format(*(100 * v for v in line.above))
             spread = "" if math.isnan(line.std) else f" ± {100 * line.std:.2f}"
             unreached = f", {line.unreached} not reached" if line.unreached else ""
             macs = f"{line.macs / dense:.1%}" if dense else f"{line.macs:,.0f}"

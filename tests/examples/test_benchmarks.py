@@ -21,8 +21,8 @@ from tests.examples import on_disk
 
 BENCHMARKS = Path(__file__).parents[2] / "examples" / "benchmarks"
 NAMES = (
-    "fashion_mnist", "networks", "setting", "rivals", "compare", "again", "summarise", "agreement", "ranking",
-    "ceiling", "searchers", "effects", "trainings",
+    "fashion_mnist", "networks", "setting", "rivals", "compare", "again", "summarise", "overview", "agreement",
+    "ranking", "ceiling", "searchers", "effects", "trainings",
 )  # fmt: skip
 
 
@@ -203,8 +203,8 @@ def test_differences_are_paired_by_seed(modules: dict[str, ModuleType]) -> None:
         for seed, score in enumerate(scores)
     ]
     best, other = summarise.lines(cells, "test")
-    assert (best.method, best.seeds, other.above_uniform) == ("cafenet-e", 3, None)
-    mean, low, high = best.above_uniform
+    assert (best.method, best.seeds, other.above) == ("cafenet-e", 3, None)
+    mean, low, high = best.above
     assert mean == pytest.approx(0.02) and (low, high) == pytest.approx((0.02 - 0.02484, 0.02 + 0.02484), abs=1e-5)
     unreached = summarise.Cell("small", "vgg13", "scratch", "10%", "nni-l1", 0, unreachable="at least 12 %")
     assert [line.method for line in summarise.lines([*cells, unreached], "test")] == ["cafenet-e", "uniform"]
@@ -231,6 +231,25 @@ def test_a_searcher_finds_what_is_worth_most_where_scores_are_true(modules: dict
         for says in (even, lambda some: -even(some))
     )
     assert 0 <= true[0] == true[1] and opposite[0] < 0 == opposite[1], "without noise Uniform wins among finalists"
+
+
+def test_readmes_tables_are_what_the_cells_say(modules: dict[str, ModuleType]) -> None:
+    overview, cells = modules["overview"], modules["summarise"].read(BENCHMARKS / "compare")
+    readme = (BENCHMARKS.parents[1] / "README.md").read_text()
+    assert [name for name in overview.OVERVIEWS if f"<!-- {name} -->" not in readme] == []
+    assert overview.written(readme, cells) == readme, "run examples/benchmarks/overview.py"
+    few = [cell for cell in cells if (cell.network, cell.method) in {("vgg13", "uniform"), ("vgg13", "greedy")}]
+    text = overview.written("x\n  <!-- comparison-vgg13 -->\n  old\n  <!-- end -->\ny <!-- end -->\n", few)
+    assert text.startswith("x\n  <!-- comparison-vgg13 -->\n\n  | method |") and text.endswith(
+        "\n  <!-- end -->\ny <!-- end -->\n"
+    )
+    rows = {row[0]: row[1:] for row in (line.strip(" |").split(" | ") for line in text.splitlines() if " | " in line)}
+    assert list(rows) == ["method", "---", "Greedy (AutoSlim)", "Uniform"]
+    of_uniform = [
+        cell.test for cell in few
+        if (cell.size, cell.weights, cell.budget, cell.method) == ("small", "scratch", "10%", "uniform")
+    ]  # fmt: skip
+    assert rows["Uniform"][1] == f"**{100 * np.mean(of_uniform):.1f} ± {100 * np.std(of_uniform, ddof=1):.1f}** (5)"
 
 
 def test_trainings_that_agree_with_the_truth_lead_above_uniform(

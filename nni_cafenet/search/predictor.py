@@ -17,6 +17,7 @@ from nni_cafenet.space import SearchSpace, uniform_widths
 from nni_cafenet.widths import Widths
 
 Predict = Callable[[Sequence[Widths]], npt.NDArray[np.float64]]  # of each width a score, shape (widths,)
+USUAL = (0.03, 0.5)  # budgets, as shares of the full network
 ALPHAS = np.logspace(-1, 3, 9)  # of the ridge; which one, the scores say
 
 
@@ -26,12 +27,13 @@ class PredictorSearch:
     A supernet's score errs by more than good networks differ by, so that the highest of many scores is mostly the
     luckiest. The regression says what many scores agree on: a result is ranked by its predictions, not by the scores.
     Networks of one budget differ by little, so it learns from those of many: the random ones fill budgets between two
-    shares of the full network, whatever the limits are, so that searches of several budgets share their scores.
+    shares of the full network, the same for all limits up to one half, so that searches of these share their scores.
 
     Args:
         evaluations: widths scored in all.
         first: of these Uniform's and random ones, before the first regression; four fifths unless given.
-        between: the shares of the full network's MACs, or parameters, which the random ones have.
+        between: the shares of the full network's MACs, or parameters, which the random ones have; 0.03 and 0.5 unless
+            given, or what the limits ask for where that is less or more.
         favourites: those that a regression thinks best, scored before the next one.
         caution: so many standard deviations are taken off what a regression says: of many widths, those that it likes
             best are mostly such as it knows little about.
@@ -45,7 +47,7 @@ class PredictorSearch:
         *,
         evaluations: int = 100,
         first: int | None = None,
-        between: tuple[float, float] = (0.03, 0.5),
+        between: tuple[float, float] | None = None,
         favourites: int = 20,
         caution: float = 2.0,
         explorer: Searcher | None = None,
@@ -56,7 +58,7 @@ class PredictorSearch:
         for name, number in (("evaluations", evaluations), ("first", first), ("favourites", favourites)):
             if number < 1:
                 raise ValueError(f"{name} must be at least 1, but got {number}")
-        if not 0 < between[0] <= between[1] <= 1:
+        if between is not None and not 0 < between[0] <= between[1] <= 1:
             raise ValueError(f"between must be two shares, 0 < low <= high <= 1, but got {between}")
         if not 0 <= caution < math.inf:
             raise ValueError(f"caution must be a number of at least 0, but got {caution}")
@@ -112,11 +114,12 @@ class PredictorSearch:
         """Uniform's widths and random ones, none twice."""
         assert self._space is not None, "begin() comes before ask()"
         rng = np.random.default_rng(self.seed)
+        low, high = self.between or _around(self._space, self._limits)
         drawn = {uniform_widths(self._space, self._limits): None}
         for _ in range(MOST_TRIES * self.first):
             if len(drawn) >= min(self.first, self.evaluations):
                 break
-            share = math.exp(rng.uniform(math.log(self.between[0]), math.log(self.between[1])))
+            share = math.exp(rng.uniform(math.log(low), math.log(high)))
             drawn[draw_within(self._space, _filled(self._space, self._limits, share), rng)] = None
         return list(drawn)
 
@@ -137,12 +140,23 @@ class PredictorSearch:
         return regression(self._space, widths, scores, caution=self.caution)
 
 
+def _around(space: SearchSpace, limits: Limits) -> tuple[float, float]:
+    """Shares of the full network that are usual budgets, and what `limits` ask for."""
+    shares = [most / count(space.largest) for most, count in _bounds(space, limits).values()]
+    return min([USUAL[0], *shares]), min(max([USUAL[1], *shares]), 1.0)
+
+
 def _filled(space: SearchSpace, limits: Limits, share: float) -> Limits:
     """`share` of what the full network has in the place of each of the limits; not less than the smallest one has."""
-    counted = {"max_macs": space.cost.macs, "max_params": space.cost.params}
-    asked = {name: count for name, count in counted.items() if getattr(limits, name) is not None}
-    bounds = {name: max(int(share * count(space.largest)), count(space.smallest)) for name, count in asked.items()}
+    counts = {name: count for name, (_, count) in _bounds(space, limits).items()}
+    bounds = {name: max(int(share * count(space.largest)), count(space.smallest)) for name, count in counts.items()}
     return replace(limits, **bounds)
+
+
+def _bounds(space: SearchSpace, limits: Limits) -> dict[str, tuple[int, Callable[[Widths], int]]]:
+    """Those of `limits` that are given, and what counts them."""
+    given = {"max_macs": (limits.max_macs, space.cost.macs), "max_params": (limits.max_params, space.cost.params)}
+    return {name: (most, count) for name, (most, count) in given.items() if most is not None}
 
 
 def regression(

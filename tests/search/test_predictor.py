@@ -85,6 +85,18 @@ def test_its_random_widths_are_the_same_whatever_the_budget_and_fill_many() -> N
     assert 0.05 < min(shares) < 0.2 and 0.4 < max(shares) <= 0.6
 
 
+def test_its_random_widths_reach_as_far_as_the_budget_where_that_is_out_of_the_usual() -> None:
+    full = DEEP.cost.macs(DEEP.largest)
+    searcher = PredictorSearch(evaluations=60)
+    shares = {}
+    for budget in ("20%", "50%", "90%", "1%"):
+        searcher.begin(DEEP, DEEP.limits(Budget(max_macs=budget)))
+        shares[budget] = [DEEP.cost.macs(widths) / full for widths in searcher.ask(48)[1:]]
+    assert shares["20%"] == shares["50%"] and 0.02 < min(shares["20%"]) < 0.06 and 0.4 < max(shares["20%"]) <= 0.5
+    assert 0.7 < max(shares["90%"]) <= 0.9 and 0.02 < min(shares["90%"]) < 0.06
+    assert 0.4 < max(shares["1%"]) <= 0.5 and min(shares["1%"]) < 0.015
+
+
 def test_a_regression_learns_what_is_a_square_of_logarithms() -> None:
     rng = np.random.default_rng(0)
     widths = [draw_within(DEEP, HALF, rng) for _ in range(80)]

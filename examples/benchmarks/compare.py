@@ -54,16 +54,19 @@ from nni_cafenet.supernet.evaluate import Scorer
 
 BASELINES = ("uniform", "random")
 SORTED = "uniform-sorted"  # Uniform of the dense network's most important channels; from scratch the same as Uniform
-# ARM-SEARCHER, of setting.ARMS: e is Evolution from Uniform, paper from random widths alone, halving trains the best of
-# e and Uniform shortly and goes on with the better half, r is random search, predictor a regression of scores; trained:
-# a supernet from the dense network; the arm alone: no supernet, all that is asked for is trained by itself
+# ARM-SEARCHER, of setting.ARMS: e is Evolution from Uniform, paper from random widths alone, r is random search,
+# predictor a regression of scores; halving trains the best of these, or of e, and Uniform shortly and goes on with the
+# better half; trained: a supernet from the dense network; the arm alone: no supernet, all that is asked for is trained
+# by itself
 SEARCHES = (
     "cafenet-trained-e", "cafenet-trained-distill-e", "fixed-trained-distill-e", "cafenet-trained-distill-halving",
     "fixed-trained-distill-halving",
-    "cafenet-e", "cafenet-paper", "cafenet-halving", "cafenet-r", "cafenet-predictor", "fixed-e", "fixed-r", "greedy",
-    "alone-predictor",
+    "cafenet-e", "cafenet-paper", "cafenet-halving", "cafenet-r", "cafenet-predictor", "cafenet-predictor-halving",
+    "fixed-e", "fixed-r", "fixed-predictor", "greedy", "alone-predictor",
 )  # fmt: skip
 LOCAL = ("local", "l1", "fpgm")  # the same share of every layer: Uniform's widths
+WORDS = ("e", "paper", "r", "greedy", "predictor")
+HALVING = "-halving"
 SHORT = 0.1  # of the epochs, after which Random's best is chosen
 FINALISTS = 16  # of successive halving
 GENERATIONS = 12  # of CafeNet-E
@@ -88,6 +91,11 @@ def main() -> None:
     rivals = [name for name in RIVALS if options.weights == "inherited" or not name.endswith(LOCAL)]
     baselines = [*BASELINES, SORTED] if options.weights == "inherited" else BASELINES
     methods = options.methods or [*baselines, *SEARCHES, *rivals]
+    try:
+        for method in set(methods) - {*BASELINES, SORTED, *RIVALS}:
+            parts(method)
+    except ValueError as error:
+        parser.error(str(error))
     asked = [("dense", "100%"), *((method, budget) for budget in options.budgets for method in methods)]
     for seed in options.seeds:
         setting = setting_of(options, seed)
@@ -163,6 +171,25 @@ def predictor(evaluations: int, *, seed: int) -> PredictorSearch:
     return PredictorSearch(evaluations=evaluations, first=8 * evaluations // 9, favourites=few, seed=seed)
 
 
+def parts(method: str) -> tuple[str, str, bool]:
+    """Of a search the arm, the searcher's word, and whether it has finalists.
+
+    Raises:
+        ValueError: no search has that name.
+    """
+    name = "locally-free-greedy" if method == "greedy" else method.replace("cafenet", "locally-free")
+    searched = name.removesuffix(HALVING)
+    finalists = name != searched
+    arm, _, word = (f"{searched}-e" if finalists and searched in ARMS else searched).rpartition("-")
+    if arm not in (*ARMS, ALONE_ARM) or word not in WORDS:
+        others = f"{', '.join(BASELINES)}, {SORTED}, {', '.join(RIVALS)}"
+        raise ValueError(
+            f"{method!r} is no method: they are {others}, and searches such as {', '.join(SEARCHES)}: an arm of "
+            f"setting.py and one of {', '.join(WORDS)}"
+        )
+    return arm, word, finalists
+
+
 def find(setting: Setting, method: str, limits: Limits, weights: str, folder: Path) -> Found:
     """The widths that a method finds within the limits, for networks that start from `weights`.
 
@@ -180,8 +207,7 @@ def find(setting: Setting, method: str, limits: Limits, weights: str, folder: Pa
             method, setting.dense, setting.channels, limits, batches, example=setting.example, seed=setting.seed
         )
         return Found(setting.channels, sub, setting.dense)
-    arm, _, word = method.replace("cafenet", "locally-free").rpartition("-")
-    arm, word = ("locally-free", "greedy") if method == "greedy" else (arm, word)
+    arm, word, finalists = parts(method)
     evaluations = setting.size.evaluations
     scorer: Scorer | AloneScorer
     if arm == ALONE_ARM:
@@ -197,20 +223,19 @@ def find(setting: Setting, method: str, limits: Limits, weights: str, folder: Pa
     searchers: dict[str, Searcher] = {
         "e": Evolution(population=population, generations=GENERATIONS, from_uniform=True, seed=setting.seed),
         "paper": Evolution(population=population, generations=GENERATIONS, seed=setting.seed),
-        "halving": Evolution(population=population, generations=GENERATIONS, from_uniform=True, seed=setting.seed),
         "r": RandomSearch(evaluations=evaluations, seed=setting.seed),
         "greedy": Greedy(steps=max(1, evaluations // len(space.groups))),
         "predictor": predictor(evaluations, seed=setting.seed),
     }
     settings |= {"searcher": repr(searchers[word]), "limits": repr(limits)}
     started = f"-{weights}" if arm == ALONE_ARM else ""
-    name = f"{arm}{started}-{word.replace('halving', 'e')}-{limits.max_macs}"
+    name = f"{arm}{started}-{word}-{limits.max_macs}"
     result = search_supernet(
         scorer, searchers[word], limits, checkpoint=Checkpoint(setting.work, f"search-{name}", settings)
     )
     if isinstance(scorer, RememberingScorer):
         return Found(space, result.best.subnetwork, result.supernet, search_seconds=scorer.seconds(result.history))
-    if word != "halving":
+    if not finalists:
         return Found(space, result.best.subnetwork, result.supernet, seconds)
     factory = partial(copy.deepcopy, result.supernet) if weights == "inherited" else setting.factory
     best, _ = successive_halving(

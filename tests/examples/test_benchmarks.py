@@ -115,8 +115,8 @@ def test_a_comparison_fits_its_budget_and_a_second_run_trains_nothing(
     modules: dict[str, ModuleType], tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     methods = [
-        "uniform", "random", "cafenet-e", "cafenet-halving", "cafenet-predictor", "fixed-r", "greedy",
-        "alone-predictor", "tp-magnitude-global",
+        "uniform", "random", "cafenet-e", "cafenet-halving", "cafenet-predictor", "cafenet-predictor-halving",
+        "fixed-r", "greedy", "alone-predictor", "tp-magnitude-global",
     ]  # fmt: skip
     out = tmp_path / "cells"
     asked = [*tiny, "--out", str(out), "--budgets", "40%", "--methods", *methods]
@@ -125,7 +125,7 @@ def test_a_comparison_fits_its_budget_and_a_second_run_trains_nothing(
     assert set(rows) == {"dense", *methods}
     most = 0.4 * rows.pop("dense")["macs"]
     assert all(row["macs"] <= most for row in rows.values())
-    filling = [method for method in methods if not method.endswith("predictor")]  # which scores smaller networks too
+    filling = [method for method in methods if "predictor" not in method]  # which scores smaller networks too
     assert all(0.8 * most < rows[method]["macs"] for method in filling)
     with (out / "small/vgg13/alone-scratch-0.csv").open(newline="") as file:
         known = list(csv.DictReader(file))
@@ -134,6 +134,13 @@ def test_a_comparison_fits_its_budget_and_a_second_run_trains_nothing(
     assert all(0 <= row[split] <= 1 for row in rows.values() for split in ("check", "test"))
     monkeypatch.setattr(modules["compare"], "cell", None)
     run(modules["compare"], asked, monkeypatch)
+
+    assert [modules["compare"].parts(method) for method in ("cafenet-halving", "fixed-trained-r", "greedy")] == [
+        ("locally-free", "e", True), ("fixed-trained", "r", False), ("locally-free", "greedy", False)
+    ]  # fmt: skip
+    for unknown in ("cafenet", "cafenet-x", "tp-magnitude"):
+        with pytest.raises(SystemExit):
+            run(modules["compare"], [*asked, unknown], monkeypatch)
 
     chosen = ["--methods", "uniform", "cafenet-e", "--times"]
     run(modules["again"], [*tiny, "--out", str(out), *chosen, "1"], monkeypatch)
@@ -151,7 +158,7 @@ def test_a_comparison_fits_its_budget_and_a_second_run_trains_nothing(
     run(modules["summarise"], ["--out", str(out)], monkeypatch)
     del modules["summarise"].main.__globals__["print"]
     assert (out / "small-vgg13-scratch.svg").read_text().count("40% of the MACs") >= 1
-    assert len((out / "compare.csv").read_text().splitlines()) == 1 + 10
+    assert len((out / "compare.csv").read_text().splitlines()) == 1 + len(rows) + 1  # the dense network
 
 
 def test_searches_can_come_first(

@@ -1,6 +1,6 @@
-"""The comparison's tables of a README, written anew from its cells, between the comments that name them.
+"""The comparison's tables of READMEs, written anew from its cells, between the comments that name them.
 
-    python examples/benchmarks/overview.py --out examples/benchmarks/compare --readme README.md
+    python examples/benchmarks/overview.py --out examples/benchmarks/compare README.md examples/benchmarks/README.md
 
 Of each method and budget: the mean test accuracy in percent, its standard deviation and the number of seeds, and, to a
 method that the table names, the paired difference with its interval of 95 %. A seed's figure is the mean of all
@@ -66,6 +66,7 @@ class Overview:
     size: str = "small"
 
 
+MEDIUM = (("vgg13", "10%"), ("vgg13", "5%"))
 OVERVIEWS = {
     "comparison-vgg13": Overview(
         "scratch", FROM_SCRATCH, (("vgg13", "25%"), ("vgg13", "10%"), ("vgg13", "5%")), "uniform"
@@ -78,17 +79,23 @@ OVERVIEWS = {
         "inherited", INHERITED, (("vgg13", "10%"), ("vgg13", "5%"), ("resnet18", "10%"), ("resnet18", "5%")),
         "fixed-trained-distill-halving",
     ),
+    "comparison-medium": Overview("scratch", FROM_SCRATCH, MEDIUM, "uniform", "medium"),
+    "comparison-medium-inherited": Overview(
+        "inherited", INHERITED, MEDIUM, "fixed-trained-distill-halving", "medium"
+    ),
 }  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="the folder that compare.py wrote into")
-    parser.add_argument("--readme", type=Path, required=True)
+    parser.add_argument("readmes", type=Path, nargs="+")
     options = parser.parse_args()
-    text = written(options.readme.read_text(), read(options.out))
-    with replacing(options.readme) as partial:
-        partial.write_text(text)
+    cells = read(options.out)
+    for readme in options.readmes:
+        text = written(readme.read_text(), cells)
+        with replacing(readme) as partial:
+            partial.write_text(text)
 
 
 def written(text: str, cells: Iterable[Cell]) -> str:
@@ -100,7 +107,7 @@ def written(text: str, cells: Iterable[Cell]) -> str:
         rows = [f"<!-- {name} -->", "", *rows_of(OVERVIEWS[name], cells), "", "<!-- end -->"]
         return "\n".join(indent + row if row else "" for row in rows)
 
-    return re.sub(r"(?P<indent> *)<!-- (?P<name>comparison-\w+) -->.*?<!-- end -->", anew, text, flags=re.DOTALL)
+    return re.sub(r"(?P<indent> *)<!-- (?P<name>comparison-[\w-]+) -->.*?<!-- end -->", anew, text, flags=re.DOTALL)
 
 
 def rows_of(overview: Overview, cells: Iterable[Cell]) -> list[str]:

@@ -1,10 +1,11 @@
-"""The comparison's tables of READMEs, written anew from its cells, between the comments that name them.
+"""The comparison's tables of READMEs, written anew from its cells, between the comments that name them, and plots.
 
     python examples/benchmarks/overview.py --out examples/benchmarks/compare README.md examples/benchmarks/README.md
 
 Of each method and budget: the mean test accuracy in percent, its standard deviation and the number of seeds, and, to a
 method that the table names, the paired difference with its interval of 95 %. A seed's figure is the mean of all
 trainings of the network that was found; * marks one training each, ~ some seeds with one. The highest mean is bold.
+The plots, OUT/NAME.svg, show the differences.
 """
 
 from __future__ import annotations
@@ -12,14 +13,18 @@ from __future__ import annotations
 import argparse
 import math
 import re
-from collections.abc import Iterable, Mapping
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from summarise import Cell, lines, read
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from summarise import COLORS, Cell, Line, family, lines, read, write_svg
 
 from nni_cafenet.files import replacing
 
+SHOWN = (-4.5, 2.8)  # points that a panel shows
 NETWORKS = {"vgg13": "VGG-13", "resnet18": "ResNet-18", "mobilenet_v2": "MobileNetV2"}
 FROM_SCRATCH = {
     "cafenet-paper": "CafeNet-E, as in the paper",
@@ -73,7 +78,7 @@ OVERVIEWS = {
     ),
     "comparison-others": Overview(
         "scratch", FROM_SCRATCH,
-        (("resnet18", "10%"), ("resnet18", "5%"), ("mobilenet_v2", "10%"), ("mobilenet_v2", "5%")), "uniform",
+        (("resnet18", "10%"), ("resnet18", "5%"), ("mobilenet_v2", "10%")), "uniform",
     ),
     "comparison-inherited": Overview(
         "inherited", INHERITED, (("vgg13", "10%"), ("vgg13", "5%"), ("resnet18", "10%"), ("resnet18", "5%")),
@@ -92,6 +97,8 @@ def main() -> None:
     parser.add_argument("readmes", type=Path, nargs="+")
     options = parser.parse_args()
     cells = read(options.out)
+    for name, overview in OVERVIEWS.items():
+        write_svg(options.out / f"{name}.svg", draw(overview, cells))
     for readme in options.readmes:
         text = written(readme.read_text(), cells)
         with replacing(readme) as partial:
@@ -112,24 +119,75 @@ def written(text: str, cells: Iterable[Cell]) -> str:
 
 def rows_of(overview: Overview, cells: Iterable[Cell]) -> list[str]:
     """The table's lines, in Markdown; a method that has no cell in it has no row."""
-    own = [cell for cell in cells if (cell.size, cell.weights) == (overview.size, overview.weights)]
-    columns = [_column(overview, own, network, budget) for network, budget in overview.columns]
-    head = ["method", *(f"{NETWORKS[network]}, {budget.replace('%', ' %')}" for network, budget in overview.columns)]
-    rows = [head, ["---"] * len(head)]
+    cells = list(cells)
+    columns = {title: _texts(overview, own) for title, own in _columns(overview, cells)}
+    rows = [["method", *columns], ["---"] * (1 + len(columns))]
     for method, name in overview.methods.items():
-        if any(method in column for column in columns):
-            rows.append([name, *(column.get(method, "") for column in columns)])
+        if any(method in column for column in columns.values()):
+            rows.append([name, *(column.get(method, "") for column in columns.values())])
     return [f"| {' | '.join(row)} |" for row in rows]
 
 
-def _column(overview: Overview, cells: Iterable[Cell], network: str, budget: str) -> dict[str, str]:
-    """What stands of each method in the column of a network and a budget; the dense network is in all of them."""
-    own = [cell for cell in cells if cell.network == network and cell.budget in (budget, "100%")]
-    ranked = [line for line in lines(own, "test", overview.reference) if line.method in overview.methods]
+def draw(overview: Overview, cells: Iterable[Cell]) -> Figure:
+    """For each network and budget a panel: every method's points above the reference, and their intervals of 95 %.
+
+    A ring is a single seed. What is beyond the panel stands at its left end, as a number.
+    """
+    panels = {
+        title: {line.method: line for line in _lines(overview, own) if line.method != "dense"}
+        for title, own in _columns(overview, list(cells))
+    }
+    methods = [name for name in overview.methods if any(name in lines for lines in panels.values())][::-1]
+    figure = Figure(figsize=(3.6 + 1.9 * len(panels), 0.27 * len(methods) + 1.1), layout="constrained")
+    for axes, (title, found) in zip(figure.subplots(1, len(panels), sharey=True), panels.items(), strict=True):
+        axes.axvline(0, color=COLORS["baseline"], linewidth=0.8, linestyle=":")
+        for height, method in enumerate(methods):
+            if method in found:
+                _draw_line(axes, found[method], height)
+        axes.set(xlim=SHOWN, ylim=(-0.7, len(methods) - 0.3))
+        axes.set_title(title, fontsize=9)
+        axes.tick_params(left=False, labelsize=8)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+    axes = figure.axes[0]
+    axes.set_yticks(range(len(methods)), [overview.methods[method] for method in methods])
+    for label, method in zip(axes.get_yticklabels(), methods, strict=True):
+        label.set_color(COLORS[family(method)])
+    figure.supxlabel(f"test accuracy, points above: {overview.methods[overview.reference]}", fontsize=9)
+    return figure
+
+
+def _draw_line(axes: Axes, line: Line, height: int) -> None:
+    color, mean = COLORS[family(line.method)], 100 * statistics.mean(line.differences or (0,))
+    if mean < SHOWN[0]:
+        axes.text(SHOWN[0], height, f" ◂ {mean:+.1f}", color=color, fontsize=8, va="center")
+    elif line.above is None and line.differences:
+        axes.plot(mean, height, "o", color=color, markersize=5, markerfacecolor="none")
+    else:
+        axes.plot(mean, height, "o", color=color, markersize=5)
+    if line.above is not None and mean >= SHOWN[0]:
+        axes.hlines(height, *(100 * value for value in line.above[1:]), color=color, linewidth=1.4, alpha=0.6)
+
+
+def _columns(overview: Overview, cells: Sequence[Cell]) -> Iterator[tuple[str, list[Cell]]]:
+    """Of each network and budget the title and the cells; the dense network is in all of them."""
+    own = [cell for cell in cells if (cell.size, cell.weights) == (overview.size, overview.weights)]
+    for network, budget in overview.columns:
+        title = f"{NETWORKS[network]}, {budget.replace('%', ' %')}"
+        yield title, [cell for cell in own if cell.network == network and cell.budget in (budget, "100%")]
+
+
+def _lines(overview: Overview, cells: Iterable[Cell]) -> list[Line]:
+    """The methods that the overview names, the best first."""
+    return [line for line in lines(cells, "test", overview.reference) if line.method in overview.methods]
+
+
+def _texts(overview: Overview, cells: Sequence[Cell]) -> dict[str, str]:
+    """What stands of each method in a column of the table."""
+    ranked = _lines(overview, cells)
     best = next((line.method for line in ranked if line.method != "dense"), None)
     found = {}
     for line in ranked:
-        trainings = [cell.trainings for cell in own if cell.method == line.method and cell.macs is not None]
+        trainings = [cell.trainings for cell in cells if cell.method == line.method and cell.macs is not None]
         mark = "" if min(trainings) > 1 else " *" if max(trainings) == 1 else " ~"
         mean = f"{100 * line.mean:.1f}" + ("" if math.isnan(line.std) else f" ± {100 * line.std:.1f}")
         text = f"**{mean}**" if line.method == best else mean

@@ -63,7 +63,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Line:
-    """One method at one budget, over seeds."""
+    """One method at one budget, over seeds.
+
+    Args:
+        differences: to the reference, of each seed that both have; none of the reference itself.
+    """
 
     method: str
     seeds: int
@@ -71,9 +75,14 @@ class Line:
     params: float
     mean: float
     std: float
-    above: tuple[float, float, float] | None  # the reference's: the mean difference and its interval
+    differences: tuple[float, ...]
     seconds: float
     unreached: int
+
+    @property
+    def above(self) -> tuple[float, float, float] | None:
+        """The mean difference and its interval; None of fewer than two seeds."""
+        return interval(self.differences) if len(self.differences) > 1 else None
 
 
 def main() -> None:
@@ -141,7 +150,7 @@ def lines(cells: Iterable[Cell], split: str, reference: str = "uniform") -> list
             method, len(scores), statistics.mean(cell.macs or 0 for cell in reached),
             statistics.mean(cell.params or 0 for cell in reached), statistics.mean(scores.values()),
             statistics.stdev(scores.values()) if len(scores) > 1 else math.nan,
-            interval(paired) if len(paired) > 1 and method != reference else None,
+            tuple(paired) if method != reference else (),
             statistics.median((cell.search_seconds or 0) + (cell.supernet_seconds or 0) for cell in reached),
             len(own) - len(reached),
         ))  # fmt: skip

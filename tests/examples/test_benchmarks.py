@@ -259,6 +259,26 @@ def test_readmes_tables_are_what_the_cells_say(modules: dict[str, ModuleType]) -
     assert rows["Uniform"][1] == f"**{100 * np.mean(of_uniform):.1f} ± {100 * np.std(of_uniform, ddof=1):.1f}** (5)"
 
 
+def test_a_plot_shows_differences_and_their_intervals(modules: dict[str, ModuleType]) -> None:
+    overview, summarise = modules["overview"], modules["summarise"]
+    scores = {
+        "uniform": (0.5, 0.6), "cafenet-e": (0.51, 0.63), "greedy": (0.48,), "nni-slim": (0.1, 0.3),
+        "dense": (0.9, 0.9), "unnamed": (0.5, 0.5),
+    }  # fmt: skip
+    cells = [
+        summarise.Cell("small", "vgg13", "scratch", "10%", method, seed, macs=10, params=5, test=score)
+        for method, of_seeds in scores.items() for seed, score in enumerate(of_seeds)
+    ]  # fmt: skip
+    first, axes, _ = overview.draw(overview.OVERVIEWS["comparison-vgg13"], cells).axes
+    labels = ["NNI, Slim", "Uniform", "Greedy (AutoSlim)", "CafeNet-E, from Uniform too"]
+    assert [label.get_text() for label in first.get_yticklabels()] == labels
+    shown = {int(line.get_ydata()[0]): float(line.get_xdata()[0]) for line in axes.lines if line.get_marker() == "o"}
+    assert shown == pytest.approx({1: 0.0, 2: -2.0, 3: 2.0})
+    assert [text.get_text() for text in axes.texts] == [" ◂ -35.0"]
+    (spread,) = axes.collections  # of what has two seeds and is not the reference
+    assert spread.get_segments()[0][:, 0] == pytest.approx([2 - 12.706, 2 + 12.706], abs=0.01)
+
+
 def test_trainings_that_agree_with_the_truth_lead_above_uniform(
     modules: dict[str, ModuleType], tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

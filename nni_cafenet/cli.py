@@ -25,7 +25,7 @@ from nni_cafenet.errors import CafeNetError, nearest
 from nni_cafenet.report import Report, read_report, summary_table, write_report
 from nni_cafenet.search.evolution import Evolution
 from nni_cafenet.search.greedy import Greedy
-from nni_cafenet.search.predictor import PredictorSearch
+from nni_cafenet.search.predictor import TRAININGS, PredictorSearch
 from nni_cafenet.search.random_search import RandomSearch
 from nni_cafenet.search.searcher import Searcher
 from nni_cafenet.sharing import LocallyFree
@@ -148,15 +148,22 @@ def _add_job(parser: argparse.ArgumentParser, *, budget: str | None, epochs: int
     parser.add_argument("--distill", action="store_true", help="networks learn from the largest one's answers")
     parser.add_argument(
         "--train-each", type=int, default=0, metavar="N",
-        help="no supernet: train what the searcher asks for by itself, N epochs; with --searcher predictor",
+        help="no supernet: train what the searcher asks for by itself, N epochs",
     )  # fmt: skip
     parser.add_argument("--supernets", type=int, default=1, metavar="N", help="score by the mean of N (default 1)")
-    parser.add_argument("--searcher", choices=("evolution", "random", "greedy", "predictor"), default="evolution")
+    parser.add_argument(
+        "--searcher", choices=("evolution", "random", "greedy", "predictor"),
+        help="(default evolution; predictor with --train-each)",
+    )  # fmt: skip
     parser.add_argument("--from-uniform", action="store_true", help="evolution starts from Uniform too")
     parser.add_argument("--population", type=int, default=20, help="of a generation (default %(default)s)")
     parser.add_argument(
         "--generations", type=int, default=10, help="as many as that times; steps of greedy (default %(default)s)"
     )
+    parser.add_argument(
+        "--evaluations", type=int, metavar="N",
+        help=f"for random and predictor (default: as many as evolution's; {TRAININGS} with --train-each)",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0)
 
 
@@ -235,11 +242,15 @@ def _bin_sizes(options: argparse.Namespace) -> dict[str, BinRule | int]:
 
 
 def _searcher(options: argparse.Namespace) -> Searcher:
-    if options.searcher == "random":
-        return RandomSearch(evaluations=options.population * options.generations, seed=options.seed)
-    if options.searcher == "predictor":
-        return PredictorSearch(evaluations=options.population * options.generations, seed=options.seed)
-    if options.searcher == "greedy":
+    name = options.searcher or ("predictor" if options.train_each else "evolution")
+    evaluations = options.evaluations
+    if evaluations is None:
+        evaluations = TRAININGS if options.train_each else options.population * options.generations
+    if name == "random":
+        return RandomSearch(evaluations=evaluations, seed=options.seed)
+    if name == "predictor":
+        return PredictorSearch(evaluations=evaluations, seed=options.seed)
+    if name == "greedy":
         return Greedy(steps=options.generations)
     return Evolution(
         population=options.population, generations=options.generations, from_uniform=options.from_uniform,

@@ -19,6 +19,7 @@ from nni_cafenet.distributed import from_first
 from nni_cafenet.phases import search_supernet, train_supernet, try_score
 from nni_cafenet.result import Result
 from nni_cafenet.search.evolution import Evolution
+from nni_cafenet.search.predictor import PredictorSearch
 from nni_cafenet.search.searcher import Candidate, Searcher
 from nni_cafenet.search.stages import Stage, stage_space, within
 from nni_cafenet.sharing import LocallyFree, SharingPattern
@@ -133,11 +134,11 @@ def search_widths(
             of (inputs, targets).
         score_fn: (model in eval mode, batches) -> number, higher is better.
         sharing: which bins stand for a width; LocallyFree(offset=1), the paper's, unless given.
-        searcher: Evolution(seed=seed), CafeNet-E of the paper, unless given.
+        searcher: Evolution(seed=seed), CafeNet-E of the paper, unless given; with train_each a PredictorSearch.
         epochs: of the supernet's training.
         train_each: with more than 0 there is no supernet: each network that the searcher asks for is trained by itself,
-            from `model`, for so many epochs, and scored. For a PredictorSearch, to which some sixty say enough, and
-            the same ones for all budgets.
+            from `model`, for so many epochs, and scored. To a PredictorSearch some sixty say enough, and the same ones
+            for all budgets.
         stages: of a multi-stage search, such as linear_stages(budget, count=2); each has a supernet, and bins, of its
             own, and starts from the weights and the widths that the stage before found (eq. 10). Of one budget only.
         candidates: which joint choices a training step compares: "sampled", "sampled:5", "tied" or an object.
@@ -170,7 +171,7 @@ def search_widths(
     models = as_models(model)
     check_train_each(train_each, models, sharing=sharing, random_share=random_share, sandwich=sandwich, distill=distill)
     sharing = sharing or LocallyFree(offset=1)
-    searcher = searcher or Evolution(seed=seed)
+    searcher = searcher or (PredictorSearch(seed=seed) if train_each else Evolution(seed=seed))
     check_parts(sharing, searcher)
     training, scoring = as_candidates(candidates), as_candidates(score_candidates or candidates)
     loss_of = as_loss(loss_fn)

@@ -81,6 +81,10 @@ def test_killed_in_scoring_it_goes_on_as_if_unbroken(tmp_path: Path) -> None:
             run(**{"searcher": SEARCHER, "seed": 3, "checkpoint": tmp_path, **options})
 
 
+def test_unless_told_a_predictor_asks_for_them() -> None:
+    assert run(train_each=1, searcher=None).predicted is not None
+
+
 def test_several_budgets_and_stages_work_alike() -> None:
     sweep = run(train_each=2, searcher=SEARCHER, seed=3, budget=None, budgets=[Budget(max_macs="70%"), HALF])
     assert sweep.results[1].history == alone().history

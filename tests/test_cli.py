@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 
-from nni_cafenet import cli, count_macs, load_slim
+from nni_cafenet import Evolution, PredictorSearch, RandomSearch, cli, count_macs, load_slim
 from nni_cafenet.cli import main
 from nni_cafenet.demo import IMAGE_SHAPE, DigitsNet
 
@@ -121,7 +121,7 @@ def test_bins_of_single_layers_come_from_the_command_line(own, capsys):
         ["--finalists", "3"],
         ["--from-dense"],
         ["--searcher", "predictor", "--supernets", "2"],
-        ["--searcher", "predictor", "--train-each", "1"],
+        ["--train-each", "1", "--evaluations", "9"],
     ],
 )
 def test_search_runs_a_users_own_factories(own, tmp_path, capsys, options):
@@ -134,6 +134,21 @@ def test_search_runs_a_users_own_factories(own, tmp_path, capsys, options):
     )  # fmt: skip
     assert result["slim"]["macs"] <= 0.6 * result["dense"]["macs"]
     assert "no test loader" in capsys.readouterr().out
+
+
+def test_searchers_ask_for_as_many_networks_as_told(own, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(cli, "compare_widths", lambda *_, **options: asked.append(options["searcher"]))
+    monkeypatch.setattr(cli, "_print", lambda *_: None)
+    arguments = ["search", "--model", f"{own}:net", "--data", f"{own}:data", "--budget", "60%", "--out", str(tmp_path)]
+    for flags in ([], ["--searcher", "random"], ["--train-each", "5"], ["--train-each", "5", "--evaluations", "30"],
+                  ["--searcher", "predictor"], ["--searcher", "predictor", "--evaluations", "500"]):  # fmt: skip
+        assert main([*arguments, *flags]) == 0
+    assert [(type(searcher), searcher.evaluations) for searcher in asked] == [
+        (Evolution, 200), (RandomSearch, 200), (PredictorSearch, 72), (PredictorSearch, 30), (PredictorSearch, 200),
+        (PredictorSearch, 500),
+    ]  # fmt: skip
+    assert main([*arguments, "--searcher", "predictor", "--evaluations", "0"]) == 1
 
 
 def test_what_is_beyond_the_paper_is_a_flag_each(own, tmp_path, monkeypatch):

@@ -50,6 +50,7 @@ from nni_cafenet.cost import Limits
 from nni_cafenet.halving import best_of_random, finalists_of, short_rounds, successive_halving
 from nni_cafenet.networks import Network, uniform_network
 from nni_cafenet.phases import search_supernet
+from nni_cafenet.search.predictor import TRAININGS
 from nni_cafenet.supernet.evaluate import Scorer
 
 BASELINES = ("uniform", "random")
@@ -70,7 +71,7 @@ HALVING = "-halving"
 SHORT = 0.1  # of the epochs, after which Random's best is chosen
 FINALISTS = 16  # of successive halving
 GENERATIONS = 12  # of CafeNet-E
-ALONE = 72  # evaluations, where each is a training
+ALONE = TRAININGS  # evaluations, where each is one
 RIVAL_BATCHES = 20  # that pruners learn from
 LR = {"scratch": 0.1, "inherited": 0.03}
 
@@ -165,12 +166,6 @@ class Found:
     search_seconds: float | None = None  # as far as it was done before, for another budget
 
 
-def predictor(evaluations: int, *, seed: int) -> PredictorSearch:
-    """Eight ninths of the widths are random ones, one ninth is what their regression likes best."""
-    few = max(1, evaluations // 9)
-    return PredictorSearch(evaluations=evaluations, first=8 * evaluations // 9, favourites=few, seed=seed)
-
-
 def parts(method: str) -> tuple[str, str, bool]:
     """Of a search the arm, the searcher's word, and whether it has finalists.
 
@@ -225,7 +220,7 @@ def find(setting: Setting, method: str, limits: Limits, weights: str, folder: Pa
         "paper": Evolution(population=population, generations=GENERATIONS, seed=setting.seed),
         "r": RandomSearch(evaluations=evaluations, seed=setting.seed),
         "greedy": Greedy(steps=max(1, evaluations // len(space.groups))),
-        "predictor": predictor(evaluations, seed=setting.seed),
+        "predictor": PredictorSearch(evaluations=evaluations, seed=setting.seed),
     }
     settings |= {"searcher": repr(searchers[word]), "limits": repr(limits)}
     started = f"-{weights}" if arm == ALONE_ARM else ""

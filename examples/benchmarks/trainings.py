@@ -19,13 +19,13 @@ from pathlib import Path
 
 import numpy as np
 from agreement import Numbers, tau
-from compare import ALONE, predictor
+from compare import ALONE
 from ranking import add_known, draw, space_of, truth_by_seed
 from setting import alone_scores
 from summarise import interval, write_csv
 from tqdm.auto import tqdm
 
-from nni_cafenet import Budget, Evolution, SearchSpace, Widths, uniform_widths
+from nni_cafenet import Budget, Evolution, PredictorSearch, SearchSpace, Widths, uniform_widths
 from nni_cafenet.search.predictor import Predict, regression, search_predictions
 
 COUNTS = (8, 16, 24, 32, 48, 64)
@@ -59,7 +59,7 @@ def main() -> None:
     worth = regression(space, widths, truth)
     trained = []
     for seed, known in alone_scores(options.cells / options.size / options.network).items():
-        searcher = predictor(ALONE, seed=seed)
+        searcher = PredictorSearch(evaluations=ALONE, seed=seed)
         searcher.begin(space, space.limits(Budget(max_macs=options.budgets[0])))
         drawn = [each for each in searcher.ask(ALONE) if each in known]
         if len(drawn) >= COUNTS[-1] - 1:  # Uniform of that budget may not have been asked for
@@ -86,7 +86,7 @@ def main() -> None:
 def _regressed(space: SearchSpace, scores: dict[Widths, float], count: int) -> Predict:
     """As the search regresses the first `count` scores."""
     seen = list(scores)[:count]
-    return regression(space, seen, [scores[widths] for widths in seen], caution=predictor(ALONE, seed=0).caution)
+    return regression(space, seen, [scores[widths] for widths in seen], caution=PredictorSearch().caution)
 
 
 def _gains(space: SearchSpace, says: Predict, worth: Predict, budgets: Sequence[str]) -> Numbers:

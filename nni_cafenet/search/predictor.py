@@ -18,6 +18,7 @@ from nni_cafenet.widths import Widths
 
 Predict = Callable[[Sequence[Widths]], npt.NDArray[np.float64]]  # of each width a score, shape (widths,)
 USUAL = (0.03, 0.5)  # budgets, as shares of the full network
+TRAININGS = 72  # were enough for all budgets of our benchmarks, where networks are trained one by one
 ALPHAS = np.logspace(-1, 3, 9)  # of the ridge; which one, the scores say
 
 
@@ -31,10 +32,10 @@ class PredictorSearch:
 
     Args:
         evaluations: widths scored in all.
-        first: of these Uniform's and random ones, before the first regression; four fifths unless given.
+        first: of these Uniform's and random ones, before the first regression; eight ninths unless given.
         between: the shares of the full network's MACs, or parameters, which the random ones have; 0.03 and 0.5 unless
             given, or what the limits ask for where that is less or more.
-        favourites: those that a regression thinks best, scored before the next one.
+        favourites: those that a regression thinks best, scored before the next one; one ninth unless given.
         caution: so many standard deviations are taken off what a regression says: of many widths, those that it likes
             best are mostly such as it knows little about.
         explorer: looks for these by the regression, which takes no time; Evolution(from_uniform=True, seed=seed)
@@ -45,15 +46,16 @@ class PredictorSearch:
     def __init__(
         self,
         *,
-        evaluations: int = 100,
+        evaluations: int = TRAININGS,
         first: int | None = None,
         between: tuple[float, float] | None = None,
-        favourites: int = 20,
+        favourites: int | None = None,
         caution: float = 2.0,
         explorer: Searcher | None = None,
         seed: int = 0,
     ) -> None:
-        first = max(1, 4 * evaluations // 5) if first is None else first
+        first = max(1, 8 * evaluations // 9) if first is None else first
+        favourites = max(1, evaluations // 9) if favourites is None else favourites
         self.explorer = explorer or Evolution(from_uniform=True, seed=seed)
         for name, number in (("evaluations", evaluations), ("first", first), ("favourites", favourites)):
             if number < 1:

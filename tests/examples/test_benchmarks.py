@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from nni_cafenet import Budget, CafeNetError, Evolution, RandomSearch, Widths, build_space, count_macs
+from nni_cafenet import Budget, CafeNetError, Evolution, PredictorSearch, RandomSearch, Widths, build_space, count_macs
 from tests.examples import on_disk
 
 BENCHMARKS = Path(__file__).parents[2] / "examples" / "benchmarks"
@@ -296,7 +296,7 @@ def test_trainings_that_agree_with_the_truth_lead_above_uniform(
     cells = out / "small" / "vgg13"
     cells.mkdir(parents=True)
     for seed in range(2):
-        searcher = modules["compare"].predictor(27, seed=seed)
+        searcher = PredictorSearch(evaluations=27, seed=seed)
         searcher.begin(space, space.limits(Budget(max_macs="40%")))
         rows = [f"{'-'.join(map(str, each.bins_kept))},{score(each)},1.0" for each in searcher.ask(27)]
         (cells / f"alone-scratch-{seed}.csv").write_text("\n".join(["bins,valid,seconds", *rows]) + "\n")

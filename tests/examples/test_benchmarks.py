@@ -21,8 +21,8 @@ from tests.examples import on_disk
 
 BENCHMARKS = Path(__file__).parents[2] / "examples" / "benchmarks"
 NAMES = (
-    "fashion_mnist", "networks", "setting", "rivals", "compare", "again", "summarise", "overview", "agreement",
-    "ranking", "ceiling", "searchers", "effects", "trainings",
+    "fashion_mnist", "networks", "setting", "rivals", "compare", "again", "summarise", "overview", "versus",
+    "agreement", "ranking", "ceiling", "searchers", "effects", "trainings",
 )  # fmt: skip
 
 
@@ -238,6 +238,36 @@ def test_a_searcher_finds_what_is_worth_most_where_scores_are_true(modules: dict
         for says in (even, lambda some: -even(some))
     )
     assert 0 <= true[0] == true[1] and opposite[0] < 0 == opposite[1], "without noise Uniform wins among finalists"
+
+
+def test_two_methods_are_compared_by_seed_over_all_budgets(
+    modules: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    points = {("vgg13", "10%", 0): 1.0, ("vgg13", "5%", 0): 3.0, ("vgg13", "5%", 1): -1.0, ("resnet18", "5%", 1): 2.5}
+    folder = {network: tmp_path / "small" / network for network, _, _ in points}
+    for path in folder.values():
+        path.mkdir(parents=True)
+
+    def write(method: str, network: str, budget: str, seed: int, test: float) -> None:
+        row = {"size": "small", "network": network, "weights": "scratch", "budget": budget, "method": method}
+        (folder[network] / f"{budget}-{method}-{seed}.json").write_text(
+            json.dumps({**row, "seed": seed, "macs": 9, "test": test})
+        )
+
+    for (network, budget, seed), more in points.items():
+        write("uniform", network, budget, seed, 0.5)
+        write("greedy", network, budget, seed, 0.5 + more / 100)
+    write("greedy", "vgg13", "10%", 7, 0.9)  # without its pair
+    asked = ["--out", str(tmp_path)]
+    run(modules["versus"], ["greedy", "uniform", *asked], monkeypatch)
+    assert capsys.readouterr().out.splitlines() == [
+        "resnet18        5%  +2.50 (1)",
+        "vgg13          10%  +1.00 (1)",
+        "vgg13           5%  +1.00 (-24.41 to +26.41) (2)",
+        "each network and seed  +1.17 (-3.54 to +5.87) (3)",  # 2.5, the mean of 1 and 3, and -1
+    ]
+    with pytest.raises(SystemExit):
+        run(modules["versus"], ["greedy", "random", *asked], monkeypatch)
 
 
 def test_readmes_tables_are_what_the_cells_say(modules: dict[str, ModuleType]) -> None:

@@ -1,0 +1,69 @@
+"""One method of the comparison against another, over all networks and budgets where both have run.
+
+    python examples/benchmarks/versus.py cafenet-predictor cafenet-e --out examples/benchmarks/compare
+
+Points of test accuracy of the first above the second, paired by seed, with Student's intervals of 95 %. Budgets of one
+network and seed share a dense network, and searches a supernet, so that for the last line they are averaged first: it
+counts each network and seed once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from summarise import Cell, interval, read
+
+Differences = dict[tuple[str, str], dict[int, float]]  # by network and budget, by seed; points
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("methods", nargs=2, metavar="METHOD")
+    parser.add_argument("--out", type=Path, required=True, help="the folder that compare.py wrote into")
+    parser.add_argument("--size", default="small")
+    parser.add_argument("--weights", choices=("scratch", "inherited"), default="scratch")
+    options = parser.parse_args()
+    cells = [cell for cell in read(options.out) if (cell.size, cell.weights) == (options.size, options.weights)]
+    found = differences(cells, *options.methods)
+    if not found:
+        parser.error(f"{options.out} holds no seed of both {' and '.join(options.methods)}")
+    for (network, budget), by_seed in sorted(found.items(), key=lambda one: (one[0][0], -float(one[0][1].rstrip("%")))):
+        print(f"{network:14}{budget:>4}  {said(list(by_seed.values()))}")
+    print(f"each network and seed  {said(averaged(found))}")
+
+
+def differences(cells: Iterable[Cell], one: str, other: str) -> Differences:
+    """What `one` has more than `other`."""
+    scores: dict[tuple[str, str], dict[str, dict[int, float]]] = defaultdict(lambda: {one: {}, other: {}})
+    for cell in cells:
+        if cell.method in (one, other) and cell.test is not None:
+            scores[cell.network, cell.budget][cell.method][cell.seed] = 100 * cell.test
+    return {
+        place: both
+        for place, of in scores.items()
+        if (both := {seed: of[one][seed] - of[other][seed] for seed in of[one] if seed in of[other]})
+    }
+
+
+def averaged(found: Differences) -> list[float]:
+    """Over the budgets of each network and seed."""
+    by_network_and_seed: dict[tuple[str, int], list[float]] = defaultdict(list)
+    for (network, _), by_seed in found.items():
+        for seed, points in by_seed.items():
+            by_network_and_seed[network, seed].append(points)
+    return [statistics.mean(points) for points in by_network_and_seed.values()]
+
+
+def said(points: Sequence[float]) -> str:
+    """The mean, its interval and how many they are."""
+    if len(points) < 2:
+        return f"{points[0]:+.2f} (1)"
+    return "{:+.2f} ({:+.2f} to {:+.2f})".format(*interval(points)) + f" ({len(points)})"
+
+
+if __name__ == "__main__":
+    main()

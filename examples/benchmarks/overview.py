@@ -110,11 +110,9 @@ def written(text: str, cells: Iterable[Cell]) -> str:
     cells = list(cells)
 
     def anew(match: re.Match[str]) -> str:
-        indent, name = match["indent"], match["name"]
-        rows = [f"<!-- {name} -->", "", *rows_of(OVERVIEWS[name], cells), "", "<!-- end -->"]
-        return "\n".join(indent + row if row else "" for row in rows)
+        return "\n".join([match["open"], "", *rows_of(OVERVIEWS[match["name"]], cells), "", "<!-- end -->"])
 
-    return re.sub(r"(?P<indent> *)<!-- (?P<name>comparison-[\w-]+) -->.*?<!-- end -->", anew, text, flags=re.DOTALL)
+    return re.sub(r"(?P<open><!-- (?P<name>comparison-[\w-]+) -->).*?<!-- end -->", anew, text, flags=re.DOTALL)
 
 
 def rows_of(overview: Overview, cells: Iterable[Cell]) -> list[str]:
@@ -160,11 +158,9 @@ def _draw_line(axes: Axes, line: Line, height: int) -> None:
     color, mean = COLORS[family(line.method)], 100 * statistics.mean(line.differences or (0,))
     if mean < SHOWN[0]:
         axes.text(SHOWN[0], height, f" ◂ {mean:+.1f}", color=color, fontsize=8, va="center")
-    elif line.above is None and line.differences:
-        axes.plot(mean, height, "o", color=color, markersize=5, markerfacecolor="none")
-    else:
-        axes.plot(mean, height, "o", color=color, markersize=5)
-    if line.above is not None and mean >= SHOWN[0]:
+        return
+    axes.plot(mean, height, "o", color=color, markersize=5, markerfacecolor="none" if line.seeds == 1 else color)
+    if line.above is not None:
         axes.hlines(height, *(100 * value for value in line.above[1:]), color=color, linewidth=1.4, alpha=0.6)
 
 

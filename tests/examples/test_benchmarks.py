@@ -276,9 +276,9 @@ def test_readmes_tables_are_what_the_cells_say(modules: dict[str, ModuleType]) -
     assert [name for name in overview.OVERVIEWS if f"<!-- {name} -->" not in shown] == []
     assert overview.written(shown, cells) == shown, "run examples/benchmarks/overview.py"
     few = [cell for cell in cells if (cell.network, cell.method) in {("vgg13", "uniform"), ("vgg13", "greedy")}]
-    text = overview.written("x\n  <!-- comparison-vgg13 -->\n  old\n  <!-- end -->\ny <!-- end -->\n", few)
-    assert text.startswith("x\n  <!-- comparison-vgg13 -->\n\n  | method |") and text.endswith(
-        "\n  <!-- end -->\ny <!-- end -->\n"
+    text = overview.written("x\n<!-- comparison-vgg13 -->\nold\n<!-- end -->\ny <!-- end -->\n", few)
+    assert text.startswith("x\n<!-- comparison-vgg13 -->\n\n| method |") and text.endswith(
+        "\n<!-- end -->\ny <!-- end -->\n"
     )
     rows = {row[0]: row[1:] for row in (line.strip(" |").split(" | ") for line in text.splitlines() if " | " in line)}
     assert list(rows) == ["method", "---", "Greedy (AutoSlim)", "Uniform"]

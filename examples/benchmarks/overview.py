@@ -105,9 +105,8 @@ def main() -> None:
             partial.write_text(text)
 
 
-def written(text: str, cells: Iterable[Cell]) -> str:
+def written(text: str, cells: Sequence[Cell]) -> str:
     """`text` with what stands between `<!-- NAME -->` and `<!-- end -->` replaced by the table of that name."""
-    cells = list(cells)
 
     def anew(match: re.Match[str]) -> str:
         return "\n".join([match["open"], "", *rows_of(OVERVIEWS[match["name"]], cells), "", "<!-- end -->"])
@@ -115,9 +114,8 @@ def written(text: str, cells: Iterable[Cell]) -> str:
     return re.sub(r"(?P<open><!-- (?P<name>comparison-[\w-]+) -->).*?<!-- end -->", anew, text, flags=re.DOTALL)
 
 
-def rows_of(overview: Overview, cells: Iterable[Cell]) -> list[str]:
+def rows_of(overview: Overview, cells: Sequence[Cell]) -> list[str]:
     """The table's lines, in Markdown; a method that has no cell in it has no row."""
-    cells = list(cells)
     columns = {title: _texts(overview, own) for title, own in _columns(overview, cells)}
     rows = [["method", *columns], ["---"] * (1 + len(columns))]
     for method, name in overview.methods.items():
@@ -126,14 +124,14 @@ def rows_of(overview: Overview, cells: Iterable[Cell]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in rows]
 
 
-def draw(overview: Overview, cells: Iterable[Cell]) -> Figure:
+def draw(overview: Overview, cells: Sequence[Cell]) -> Figure:
     """For each network and budget a panel: every method's points above the reference, and their intervals of 95 %.
 
     A ring is a single seed. What is beyond the panel stands at its left end, as a number.
     """
     panels = {
         title: {line.method: line for line in _lines(overview, own) if line.method != "dense"}
-        for title, own in _columns(overview, list(cells))
+        for title, own in _columns(overview, cells)
     }
     methods = [name for name in overview.methods if any(name in lines for lines in panels.values())][::-1]
     figure = Figure(figsize=(3.6 + 1.9 * len(panels), 0.27 * len(methods) + 1.1), layout="constrained")
@@ -155,7 +153,7 @@ def draw(overview: Overview, cells: Iterable[Cell]) -> Figure:
 
 
 def _draw_line(axes: Axes, line: Line, height: int) -> None:
-    color, mean = COLORS[family(line.method)], 100 * statistics.mean(line.differences or (0,))
+    color, mean = COLORS[family(line.method)], 100 * statistics.mean(line.differences.values() or (0,))
     if mean < SHOWN[0]:
         axes.text(SHOWN[0], height, f" ◂ {mean:+.1f}", color=color, fontsize=8, va="center")
         return

@@ -66,7 +66,7 @@ class Line:
     """One method at one budget, over seeds.
 
     Args:
-        differences: to the reference, of each seed that both have; none of the reference itself.
+        differences: to the reference, by seed, of those that both have; none of the reference itself.
     """
 
     method: str
@@ -75,14 +75,14 @@ class Line:
     params: float
     mean: float
     std: float
-    differences: tuple[float, ...]
+    differences: Mapping[int, float]
     seconds: float
     unreached: int
 
     @property
     def above(self) -> tuple[float, float, float] | None:
         """The mean difference and its interval; None of fewer than two seeds."""
-        return interval(self.differences) if len(self.differences) > 1 else None
+        return interval(list(self.differences.values())) if len(self.differences) > 1 else None
 
 
 def main() -> None:
@@ -92,7 +92,7 @@ def main() -> None:
     options = parser.parse_args()
     cells = read(options.out)
     write_csv(options.out / "compare.csv", Cell, cells)
-    for (size, network, weights), own in sorted(_by(cells, "size", "network", "weights").items()):
+    for (size, network, weights), own in sorted(by_fields(cells, "size", "network", "weights").items()):
         print(f"\n## {network}, {size}, {weights}\n")
         print(table(own, options.split))
         figure = draw(own, f"{network} ({size}), {weights} weights", options.split)
@@ -137,7 +137,7 @@ def write_svg(path: Path, figure: Figure) -> None:
 
 def lines(cells: Iterable[Cell], split: str, reference: str = "uniform") -> list[Line]:
     """The methods of one budget, the best first, beside one of them."""
-    by_method = _by(cells, "method")
+    by_method = by_fields(cells, "method")
     beside = {cell.seed: getattr(cell, split) for cell in by_method.get((reference,), []) if cell.macs is not None}
     found = []
     for (method,), own in by_method.items():
@@ -145,12 +145,12 @@ def lines(cells: Iterable[Cell], split: str, reference: str = "uniform") -> list
         if not scores:
             continue
         reached = [cell for cell in own if cell.macs is not None]
-        paired = [score - beside[seed] for seed, score in scores.items() if seed in beside]
+        paired = {seed: score - beside[seed] for seed, score in scores.items() if seed in beside}
         found.append(Line(
             method, len(scores), statistics.mean(cell.macs or 0 for cell in reached),
             statistics.mean(cell.params or 0 for cell in reached), statistics.mean(scores.values()),
             statistics.stdev(scores.values()) if len(scores) > 1 else math.nan,
-            tuple(paired) if method != reference else (),
+            paired if method != reference else {},
             statistics.median((cell.search_seconds or 0) + (cell.supernet_seconds or 0) for cell in reached),
             len(own) - len(reached),
         ))  # fmt: skip
@@ -171,7 +171,7 @@ def table(cells: Sequence[Cell], split: str) -> str:
         "| budget | method | seeds | MACs | params | accuracy %, mean ± std | points above Uniform, 95 % | search |"
     ]
     rows.append("|---|---|---|---|---|---|---|---|")
-    for (budget,), own in sorted(_by(cells, "budget").items(), key=lambda item: -float(item[0][0].rstrip("%"))):
+    for (budget,), own in sorted(by_fields(cells, "budget").items(), key=lambda item: -float(item[0][0].rstrip("%"))):
         for line in lines(own, split):
             above = "" if line.above is None else "{:+.2f} ({:+.2f} to {:+.2f})".format(*(100 * v for v in line.above))
             spread = "" if math.isnan(line.std) else f" ± {100 * line.std:.2f}"
@@ -186,13 +186,13 @@ def table(cells: Sequence[Cell], split: str) -> str:
 
 def draw(cells: Sequence[Cell], title: str, split: str) -> Figure:
     """For each budget a panel: the accuracy of each method, its mean, and every seed; far below, a number alone."""
-    budgets = {budget: own for (budget,), own in _by(cells, "budget").items() if budget != "100%"}
+    budgets = {budget: own for (budget,), own in by_fields(cells, "budget").items() if budget != "100%"}
     order = sorted(budgets, key=lambda budget: -float(budget.rstrip("%")))
     most = max(len(lines(own, split)) for own in budgets.values())
     figure = Figure(figsize=(4.2 * len(order) + 0.6, 0.27 * most + 1.6), layout="constrained")
     for axes, budget in zip(figure.subplots(1, len(order), squeeze=False)[0], order, strict=True):
         ranked = lines(budgets[budget], split)[::-1]
-        by_method = _by(budgets[budget], "method")
+        by_method = by_fields(budgets[budget], "method")
         floor = 100 * ranked[-1].mean - POINTS
         for place, line in enumerate(ranked):
             color, mean = COLORS[family(line.method)], 100 * line.mean
@@ -222,7 +222,8 @@ def family(method: str) -> str:
     return "baseline" if method in BASELINES else FAMILIES.get(method.partition("-")[0], "CafeNet")
 
 
-def _by(cells: Iterable[Cell], *names: str) -> Mapping[tuple[str, ...], list[Cell]]:
+def by_fields(cells: Iterable[Cell], *names: str) -> Mapping[tuple[str, ...], list[Cell]]:
+    """The cells that agree in these fields."""
     found: dict[tuple[str, ...], list[Cell]] = defaultdict(list)
     for cell in cells:
         found[tuple(getattr(cell, name) for name in names)].append(cell)

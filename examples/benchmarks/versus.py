@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from summarise import Cell, interval, read
+from summarise import Cell, by_fields, interval, lines, read
 
 Differences = dict[tuple[str, str], dict[int, float]]  # by network and budget, by seed; points
 
@@ -38,15 +38,12 @@ def main() -> None:
 
 def differences(cells: Iterable[Cell], one: str, other: str) -> Differences:
     """What `one` has more than `other`."""
-    scores: dict[tuple[str, str], dict[str, dict[int, float]]] = defaultdict(lambda: {one: {}, other: {}})
-    for cell in cells:
-        if cell.method in (one, other) and cell.test is not None:
-            scores[cell.network, cell.budget][cell.method][cell.seed] = 100 * cell.test
-    return {
-        place: both
-        for place, of in scores.items()
-        if (both := {seed: of[one][seed] - of[other][seed] for seed in of[one] if seed in of[other]})
-    }
+    found = {}
+    for (network, budget), own in by_fields(cells, "network", "budget").items():
+        for line in lines(own, "test", other):
+            if line.method == one and line.differences:
+                found[network, budget] = {seed: 100 * more for seed, more in line.differences.items()}
+    return found
 
 
 def averaged(found: Differences) -> list[float]:

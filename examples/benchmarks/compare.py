@@ -176,7 +176,8 @@ def parts(method: str) -> tuple[str, str, bool]:
     searched = name.removesuffix(HALVING)
     finalists = name != searched
     arm, _, word = (f"{searched}-e" if finalists and searched in ARMS else searched).rpartition("-")
-    if arm not in (*ARMS, ALONE_ARM) or word not in WORDS:
+    known = arm in ARMS or (arm == ALONE_ARM and not finalists)  # which has trained all that it scored
+    if not known or word not in WORDS:
         others = f"{', '.join(BASELINES)}, {SORTED}, {', '.join(RIVALS)}"
         raise ValueError(
             f"{method!r} is no method: they are {others}, and searches such as {', '.join(SEARCHES)}: an arm of "

@@ -138,7 +138,7 @@ def test_a_comparison_fits_its_budget_and_a_second_run_trains_nothing(
     assert [modules["compare"].parts(method) for method in ("cafenet-halving", "fixed-trained-r", "greedy")] == [
         ("locally-free", "e", True), ("fixed-trained", "r", False), ("locally-free", "greedy", False)
     ]  # fmt: skip
-    for unknown in ("cafenet", "cafenet-x", "tp-magnitude"):
+    for unknown in ("cafenet", "cafenet-x", "tp-magnitude", "alone-predictor-halving"):
         with pytest.raises(SystemExit):
             run(modules["compare"], [*asked, unknown], monkeypatch)
 

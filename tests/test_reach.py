@@ -54,7 +54,7 @@ def test_rows_survive_the_file(reach: ModuleType, tmp_path: Path) -> None:
         reach.Row("timm", "a", "one", 64, "ok", 1.0, 0.25, 3, 1, 0.5, 0.0, "ok", 'a "reason", with a comma'),
         reach.Row("timm", "b", "two", reason="no reason"),
     ]
-    reach.write(tmp_path / "reach.csv", rows)
-    assert reach.read(tmp_path / "reach.csv") == rows
+    reach.write_csv(tmp_path / "reach.csv", reach.Row, rows)
+    assert reach.read_csv(tmp_path / "reach.csv", reach.Row) == rows
     assert "2 models of 2 families: 1 crashed, 1 ok; 1 (50%) with more than half" in reach.summary(rows)
-    assert reach.read(tmp_path / "missing.csv") == []
+    assert reach.read_csv(tmp_path / "missing.csv", reach.Row) == []

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,17 +129,21 @@ def of_ranking(options: argparse.Namespace, space: SearchSpace) -> Asked:
 def of_cells(options: argparse.Namespace, space: SearchSpace) -> Asked:
     """All that alone-predictor has trained; how well it is regressed, each seed's networks say to the others'."""
     folder = options.cells / options.size / options.network
-    by_seed = {seed: list(known.items()) for seed, known in alone_scores(folder).items() if len(known) > 1}
+    by_seed = {seed: known for seed, known in alone_scores(folder).items() if len(known) > 1}
     assert len(by_seed) > 1, f"{folder} holds {len(by_seed)} seeds of alone-predictor: first run compare.py with it"
     taus = {}
     for seed, own in by_seed.items():
-        others = [one for other, known in by_seed.items() if other != seed for one in known]
-        says = regression(space, [widths for widths, _ in others], [score for _, score in others])
-        taus[f"seed {seed}"] = tau(says([widths for widths, _ in own]), np.array([score for _, score in own]))
-    known = [one for own in by_seed.values() for one in own]
-    facts = {"regressed": [len(by_seed), len(known)], "tau_of_the_regression": taus}
-    scores = np.array([score for _, score in known])
-    return Asked("networks trained alone", "cells", [widths for widths, _ in known], scores, facts)
+        says = regression(space, *_pooled(known for other, known in by_seed.items() if other != seed))
+        taus[f"seed {seed}"] = tau(says(list(own)), np.array(list(own.values())))
+    widths, scores = _pooled(by_seed.values())
+    facts = {"regressed": [len(by_seed), len(widths)], "tau_of_the_regression": taus}
+    return Asked("networks trained alone", "cells", widths, scores, facts)
+
+
+def _pooled(known: Iterable[dict[Widths, float]]) -> tuple[list[Widths], Numbers]:
+    """What each of several seeds' networks has, one after another; widths of two seeds stand there twice."""
+    pairs = [pair for own in known for pair in own.items()]
+    return [widths for widths, _ in pairs], np.array([score for _, score in pairs])
 
 
 def predicted_unseen(space: SearchSpace, widths: Sequence[Widths], values: Numbers) -> Numbers:

@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import copy
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -66,7 +67,6 @@ SEARCHES = (
     "fixed-e", "fixed-r", "fixed-predictor", "greedy", "alone-predictor",
 )  # fmt: skip
 LOCAL = ("local", "l1", "fpgm")  # the same share of every layer: Uniform's widths
-WORDS = ("e", "paper", "r", "greedy", "predictor")
 HALVING = "-halving"
 SHORT = 0.1  # of the epochs, after which Random's best is chosen
 FINALISTS = 16  # of successive halving
@@ -74,6 +74,14 @@ GENERATIONS = 12  # of CafeNet-E
 ALONE = TRAININGS  # evaluations, where each is one
 RIVAL_BATCHES = 20  # that pruners learn from
 LR = {"scratch": 0.1, "inherited": 0.03}
+# by its word, for so many evaluations, groups of channels, and a seed
+SEARCHERS: dict[str, Callable[[int, int, int], Searcher]] = {
+    "e": lambda count, groups, seed: _evolution(count, from_uniform=True, seed=seed),
+    "paper": lambda count, groups, seed: _evolution(count, from_uniform=False, seed=seed),
+    "r": lambda count, groups, seed: RandomSearch(evaluations=count, seed=seed),
+    "greedy": lambda count, groups, seed: Greedy(steps=max(1, count // groups)),
+    "predictor": lambda count, groups, seed: PredictorSearch(evaluations=count, seed=seed),
+}
 
 
 def main() -> None:
@@ -177,11 +185,11 @@ def parts(method: str) -> tuple[str, str, bool]:
     finalists = name != searched
     arm, _, word = (f"{searched}-e" if finalists and searched in ARMS else searched).rpartition("-")
     known = arm in ARMS or (arm == ALONE_ARM and not finalists)  # which has trained all that it scored
-    if not known or word not in WORDS:
+    if not known or word not in SEARCHERS:
         others = f"{', '.join(BASELINES)}, {SORTED}, {', '.join(RIVALS)}"
         raise ValueError(
             f"{method!r} is no method: they are {others}, and searches such as {', '.join(SEARCHES)}: an arm of "
-            f"setting.py and one of {', '.join(WORDS)}"
+            f"setting.py and one of {', '.join(SEARCHERS)}"
         )
     return arm, word, finalists
 
@@ -215,20 +223,11 @@ def find(setting: Setting, method: str, limits: Limits, weights: str, folder: Pa
         scorer, seconds = setting.scorer(arm, limits)
         settings = {"arm": repr(ARMS[arm])}
     space = scorer.space
-    population = max(1, evaluations // GENERATIONS)
-    searchers: dict[str, Searcher] = {
-        "e": Evolution(population=population, generations=GENERATIONS, from_uniform=True, seed=setting.seed),
-        "paper": Evolution(population=population, generations=GENERATIONS, seed=setting.seed),
-        "r": RandomSearch(evaluations=evaluations, seed=setting.seed),
-        "greedy": Greedy(steps=max(1, evaluations // len(space.groups))),
-        "predictor": PredictorSearch(evaluations=evaluations, seed=setting.seed),
-    }
-    settings |= {"searcher": repr(searchers[word]), "limits": repr(limits)}
+    searcher = SEARCHERS[word](evaluations, len(space.groups), setting.seed)
+    settings |= {"searcher": repr(searcher), "limits": repr(limits)}
     started = f"-{weights}" if arm == ALONE_ARM else ""
     name = f"{arm}{started}-{word}-{limits.max_macs}"
-    result = search_supernet(
-        scorer, searchers[word], limits, checkpoint=Checkpoint(setting.work, f"search-{name}", settings)
-    )
+    result = search_supernet(scorer, searcher, limits, checkpoint=Checkpoint(setting.work, f"search-{name}", settings))
     if isinstance(scorer, RememberingScorer):
         return Found(space, result.best.subnetwork, result.supernet, search_seconds=scorer.seconds(result.history))
     if not finalists:
@@ -241,6 +240,11 @@ def find(setting: Setting, method: str, limits: Limits, weights: str, folder: Pa
         folder=setting.work / f"halving-{name}-{weights}", seed=setting.seed,
     )  # fmt: skip
     return Found(best.space, best.subnetwork, result.supernet, seconds)
+
+
+def _evolution(evaluations: int, *, from_uniform: bool, seed: int) -> Searcher:
+    population = max(1, evaluations // GENERATIONS)
+    return Evolution(population=population, generations=GENERATIONS, from_uniform=from_uniform, seed=seed)
 
 
 if __name__ == "__main__":

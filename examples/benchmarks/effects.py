@@ -19,7 +19,8 @@ from agreement import Numbers
 from matplotlib.figure import Figure
 from ranking import add_known, draw, scores_by_arm, space_of, truth_by_seed
 from setting import ALONE_ARM, ARMS
-from summarise import interval, write_csv, write_svg
+from summarise import interval, write_svg
+from tables import write_csv
 
 from nni_cafenet import Budget, SearchSpace, Widths, uniform_widths
 from nni_cafenet.search.predictor import regression

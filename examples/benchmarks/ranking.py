@@ -13,11 +13,10 @@ see, on `valid`, by accuracy and by the negative loss. Intervals come from drawi
 from __future__ import annotations
 
 import argparse
-import csv
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,17 +24,16 @@ from agreement import Agreement, Numbers, agreement, by_seed, draw_agreement, sp
 from networks import NETWORKS
 from setting import ALONE_ARM, ARMS, SIZES, Setting, add_setting, nearest, scored, setting_of
 from summarise import write_svg
+from tables import append_csv, columns, read_csv, write_csv
 from torch import nn
 from tqdm.auto import tqdm
 
 from nni_cafenet import Budget, SearchSpace, SubNetwork, Widths, accuracy, cross_entropy
 from nni_cafenet.alone import AloneScorer
-from nni_cafenet.files import replacing
 from nni_cafenet.networks import Network
 from nni_cafenet.search.searcher import draw_within
 from nni_cafenet.supernet.evaluate import Scorer
 
-Kind = TypeVar("Kind", "Alone", "Shared")
 SHORT = 0.2  # of the epochs, where widths are trained alone in the place of a supernet
 SPREAD = (5, 60)  # percent of the MACs, of the half that is not within the band
 
@@ -119,7 +117,7 @@ def draw(space: SearchSpace, count: int, band: str) -> list[Widths]:
 
 def truth(setting: Setting, widths: Sequence[Widths], options: argparse.Namespace) -> None:
     path = options.out / "alone.csv"
-    known = {(row.network, row.width, row.seed) for row in read(path, Alone)}
+    known = {(row.network, row.width, row.seed) for row in read_csv(path, Alone)}
     for number, each in enumerate(tqdm(widths, desc=f"alone, seed {setting.seed}", unit="width")):
         if (setting.network, number, setting.seed) in known:
             continue
@@ -128,12 +126,12 @@ def truth(setting: Setting, widths: Sequence[Widths], options: argparse.Namespac
         setting.train(model, f"alone-{number}", epochs=setting.size.epochs)
         band = number < len(widths) // 2
         row = Alone(setting.network, number, band, network.macs, setting.seed, scored(model, setting, "check"))
-        append(path, [row])
+        append_csv(path, [row])
 
 
 def supernets(setting: Setting, widths: Sequence[Widths], options: argparse.Namespace) -> None:
     path = options.out / "shared.csv"
-    known = {(row.network, row.arm, row.seed) for row in read(path, Shared)}
+    known = {(row.network, row.arm, row.seed) for row in read_csv(path, Shared)}
     for arm in options.arms:
         if (setting.network, arm, setting.seed) in known:
             continue
@@ -144,7 +142,7 @@ def supernets(setting: Setting, widths: Sequence[Widths], options: argparse.Name
         for number, each in enumerate(tqdm(widths, desc=f"{arm}, seed {setting.seed}", unit="width")):
             near = nearest(scorer.space, setting.space.channels(each))
             rows.append(Shared(setting.network, number, arm, setting.seed, *both_scores(scorer, near)))
-        append(path, rows)
+        append_csv(path, rows)
 
 
 def both_scores(scorer: Scorer | AloneScorer, widths: Widths) -> tuple[float, float]:
@@ -185,53 +183,27 @@ def report(folder: Path, network: str, score: str, against: str) -> None:
             mine, other = (np.array([found[seed][chosen] for seed in both]) for found in (each, rivals))
             every = np.array([found[chosen] for found in each.values()])
             rows.append(agreement(arm, name, every, own, (mine, other) if both else None))
-    table = [[field.name for field in fields(Agreement)], *([*map(_short, astuple(row))] for row in rows)]
     print(f"gain: over {against}, of supernets of the same seeds")
-    longest = max(map(len, scores)) + 2
-    print("\n".join("  ".join(cell.ljust(9 if place else longest) for place, cell in enumerate(row)) for row in table))
+    print(columns(Agreement, rows, digits=3))
     name = f"{network}-{score}" + ("" if against == "fixed" else f"-against-{against}")
-    with replacing(folder / f"{name}.csv") as partial, partial.open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows(table)
+    write_csv(folder / f"{name}.csv", Agreement, rows, digits=3)
     figure = draw_agreement(rows, f"{network}: Kendall's tau of {score} with the truth")
     write_svg(folder / f"{network}-{score}.svg", figure)
 
 
 def truth_by_seed(folder: Path, network: str) -> dict[int, Numbers]:
     """For each seed, what each of the widths trained alone has; shape (widths,), those of the band first."""
-    rows = [row for row in read(folder / "alone.csv", Alone) if row.network == network]
+    rows = [row for row in read_csv(folder / "alone.csv", Alone) if row.network == network]
     return by_seed(rows, "check")
 
 
 def scores_by_arm(folder: Path, network: str, score: str = "accuracy") -> dict[str, dict[int, Numbers]]:
     """For each arm and the seed of each of its supernets, what this gives the same widths; shape (widths,)."""
     arms: dict[str, list[Shared]] = {}
-    for row in read(folder / "shared.csv", Shared):
+    for row in read_csv(folder / "shared.csv", Shared):
         if row.network == network:
             arms.setdefault(row.arm, []).append(row)
     return {arm: by_seed(rows, score) for arm, rows in arms.items()}
-
-
-def _short(value: object) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else "" if value is None else str(value)
-
-
-def read(path: Path, kind: type[Kind]) -> list[Kind]:
-    if not path.exists():
-        return []
-    plain = {"int": int, "float": float, "str": str, "bool": lambda text: text == "True"}
-    with path.open(newline="") as file:
-        return [
-            kind(**{field.name: plain[str(field.type)](row[field.name]) for field in fields(kind)})
-            for row in csv.DictReader(file)
-        ]
-
-
-def append(path: Path, rows: Sequence[Alone] | Sequence[Shared]) -> None:
-    """One write for all rows, so that processes side by side do not mix theirs."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    header = "" if path.exists() else ",".join(field.name for field in fields(rows[0])) + "\n"
-    with path.open("a") as file:
-        file.write(header + "".join(",".join(map(str, astuple(row))) + "\n" for row in rows))
 
 
 if __name__ == "__main__":

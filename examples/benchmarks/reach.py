@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import csv
 import fnmatch
 import json
 import logging
@@ -33,13 +32,14 @@ import warnings
 from collections import defaultdict
 from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from reach_models import FAMILIES
+from tables import read_csv, write_csv
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -90,17 +90,17 @@ def main() -> None:
     if options.family:
         run_all(options)
     if options.summary:
-        print(summary(read(options.out)))
+        print(summary(read_csv(options.out, Row)))
 
 
 def run_all(options: argparse.Namespace) -> None:
-    rows = {(row.library, row.model): row for row in read(options.out)}
+    rows = {(row.library, row.model): row for row in read_csv(options.out, Row)}
     names = fnmatch.filter(FAMILIES[options.family].names(), options.match)
     missing = [name for name in names if (options.family, name) not in rows]
     with ThreadPoolExecutor(options.jobs) as pool, tqdm(total=len(missing), unit="model") as bar:
         for row in pool.map(lambda name: _in_a_process(options, name), missing):
             rows[row.library, row.model] = row
-            write(options.out, rows.values())
+            write_csv(options.out, Row, sorted(rows.values(), key=lambda row: (row.library, row.family, row.model)))
             bar.set_postfix_str(f"{row.model}: {row.verdict}")
             bar.update()
 
@@ -222,23 +222,6 @@ def onnx_agrees(model: nn.Module, space: SearchSpace, example: Any) -> str:
         given = {session.get_inputs()[0].name: example.numpy()}
         error = _error([torch.from_numpy(out) for out in session.run(None, given)], output_tensors(slim(example)))
     return "ok" if error < 1e-3 else f"differs by {error:.1e}"
-
-
-def read(path: Path) -> list[Row]:
-    if not path.is_file():
-        return []
-    types = {field.name: {"int": int, "float": float}.get(str(field.type), str) for field in fields(Row)}
-    with path.open(newline="") as file:
-        return [Row(**{key: types[key](value) for key, value in row.items()}) for row in csv.DictReader(file)]
-
-
-def write(path: Path, rows: Iterable[Row]) -> None:
-    partial = path.with_suffix(".partial")
-    with partial.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in sorted(rows, key=lambda row: (row.library, row.family, row.model)))
-    partial.replace(path)
 
 
 def summary(rows: list[Row]) -> str:

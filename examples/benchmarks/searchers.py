@@ -14,10 +14,9 @@ the networks that compare.py's methods have found within the same budget and aga
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -28,11 +27,11 @@ from ceiling import predicted_unseen
 from ranking import add_known, draw, scores_by_arm, space_of, truth_by_seed
 from setting import ARMS, nearest
 from summarise import over_trainings
+from tables import columns, write_csv
 from tqdm.auto import tqdm
 
 from nni_cafenet import Budget, Evolution, RandomSearch, Searcher, SearchSpace, Widths, uniform_widths
 from nni_cafenet.cost import Limits
-from nni_cafenet.files import replacing
 from nni_cafenet.search.predictor import Predict, regression, search_predictions
 
 FINALISTS = 16
@@ -129,15 +128,8 @@ def main() -> None:
             mean, std = gains.mean(0), gains.std(0, ddof=1)
             searcher = make(0)
             rows.append(Row(name, _name(searcher), searcher.evaluations, len(gains), mean[0], std[0], mean[1], std[1]))
-    table = [[field.name for field in fields(Row)], *([*map(_short, astuple(row))] for row in rows)]
-    print(
-        "\n".join(
-            "  ".join(cell.ljust((24, 36)[place] if place < 2 else 12) for place, cell in enumerate(row))
-            for row in table
-        )
-    )
-    with replacing(options.out / f"{options.network}-searchers.csv") as partly, partly.open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows(table)
+    print(columns(Row, rows, digits=2))
+    write_csv(options.out / f"{options.network}-searchers.csv", Row, rows, digits=2)
 
 
 def _how_far_off(landscape: Landscape, cells: Path) -> str:
@@ -159,10 +151,6 @@ def _name(searcher: Searcher) -> str:
         uniform = ", from Uniform" if searcher.from_uniform else ""
         return f"evolution {searcher.population} x {searcher.generations}{uniform}"
     return "random"
-
-
-def _short(value: object) -> str:
-    return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

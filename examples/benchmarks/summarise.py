@@ -9,19 +9,19 @@ updates. Their intervals are Student's, of 95 %, over seeds.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
 from scipy import stats
+from tables import write_csv
 
 from nni_cafenet.files import replacing
 
@@ -115,18 +115,6 @@ def _cell(row: dict[str, Any]) -> Cell:
 def over_trainings(row: Mapping[str, Any], split: str) -> float:
     """The mean accuracy of all trainings of the network of a cell."""
     return statistics.mean([row[split], *(other[split] for other in row.get("again", []))])
-
-
-def write_csv(path: Path, kind: type[Any], rows: Iterable[Any], *, digits: int | None = None) -> None:
-    """Rows of a dataclass, with its fields' names above; floats rounded to so many digits."""
-
-    def short(cell: object) -> object:
-        return cell if digits is None or not isinstance(cell, float) else round(cell, digits)
-
-    with replacing(path) as partial, partial.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([field.name for field in fields(kind)])
-        writer.writerows([*map(short, astuple(row))] for row in rows)
 
 
 def write_svg(path: Path, figure: Figure) -> None:

@@ -22,7 +22,8 @@ from agreement import Numbers, tau
 from compare import ALONE
 from ranking import add_known, draw, space_of, truth_by_seed
 from setting import alone_scores
-from summarise import interval, write_csv
+from summarise import interval
+from tables import write_csv
 from tqdm.auto import tqdm
 
 from nni_cafenet import Budget, Evolution, PredictorSearch, SearchSpace, Widths, uniform_widths

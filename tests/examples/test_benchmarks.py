@@ -21,7 +21,7 @@ from tests.examples import on_disk
 
 BENCHMARKS = Path(__file__).parents[2] / "examples" / "benchmarks"
 NAMES = (
-    "fashion_mnist", "networks", "setting", "rivals", "compare", "again", "summarise", "overview", "versus",
+    "tables", "fashion_mnist", "networks", "setting", "rivals", "compare", "again", "summarise", "overview", "versus",
     "agreement", "ranking", "ceiling", "searchers", "effects", "trainings",
 )  # fmt: skip
 
@@ -322,7 +322,9 @@ def test_trainings_that_agree_with_the_truth_lead_above_uniform(
         return float((np.log(modules["ceiling"].shares(space, [widths])) @ slopes)[0])
 
     drawn = enumerate(ranking.draw(space, 40, "10%"))
-    ranking.append(out / "alone.csv", [ranking.Alone("vgg13", i, i < 20, 0, 0, score(each)) for i, each in drawn])
+    modules["tables"].append_csv(
+        out / "alone.csv", [ranking.Alone("vgg13", i, i < 20, 0, 0, score(each)) for i, each in drawn]
+    )
     cells = out / "small" / "vgg13"
     cells.mkdir(parents=True)
     for seed in range(2):
@@ -392,7 +394,7 @@ def test_a_ranking_study_goes_on_and_reports(
     monkeypatch.setattr(modules["agreement"], "DRAWS", 100)
     asked = [*tiny, "--out", str(out), "--widths", "6", "--band", "30%"]
     run(ranking, ["truth", *asked, "--seeds", "0", "1"], monkeypatch)
-    rows = ranking.read(out / "alone.csv", ranking.Alone)
+    rows = modules["tables"].read_csv(out / "alone.csv", ranking.Alone)
     assert [(row.width, row.seed) for row in rows] == [(width, seed) for seed in (0, 1) for width in range(6)]
     assert [row.band for row in rows[:6]] == [True] * 3 + [False] * 3
     dense = ranking.setting_of.__globals__["NETWORKS"]["vgg13"](0.125)
@@ -429,7 +431,7 @@ def test_a_ranking_study_goes_on_and_reports(
     run(modules["ceiling"], [*asked, "--times", "2", "--by", "fixed", "--by-seeds", "0"], monkeypatch)
     assert json.loads((out / "vgg13-ceiling-fixed-0.json").read_text()) == by
 
-    shared = ranking.read(out / "shared.csv", ranking.Shared)
+    shared = modules["tables"].read_csv(out / "shared.csv", ranking.Shared)
     for arm in ("alone", "fixed"):
         run(ranking, ["supernets", *asked, "--seeds", "0", "1", "--arms", arm], monkeypatch)
     known = asked[asked.index("--out") :]  # what is asked of networks is known by now

@@ -29,7 +29,18 @@ from pathlib import Path
 from typing import Any
 
 from rivals import RIVALS, Unreachable, choose
-from setting import ALONE_ARM, ARMS, RememberingScorer, Setting, add_setting, scores, setting_of, sgd, write_json
+from setting import (
+    ALONE_ARM,
+    ARMS,
+    LONGER,
+    RememberingScorer,
+    Setting,
+    add_setting,
+    scores,
+    setting_of,
+    sgd,
+    write_json,
+)
 from torch import distributed, nn
 from tqdm.auto import tqdm
 
@@ -101,7 +112,7 @@ def main() -> None:
     baselines = [*BASELINES, SORTED] if options.weights == "inherited" else BASELINES
     methods = options.methods or [*baselines, *SEARCHES, *rivals]
     try:
-        for method in set(methods) - {*BASELINES, SORTED, *RIVALS}:
+        for method in {method.removesuffix(LONGER) for method in methods} - {"dense", *BASELINES, SORTED, *RIVALS}:
             parts(method)
     except ValueError as error:
         parser.error(str(error))
@@ -115,7 +126,8 @@ def main() -> None:
                 continue
             if options.search_only:
                 if method != "dense":
-                    find(setting, method, setting.space.limits(Budget(max_macs=budget)), options.weights, path.parent)
+                    limits = setting.space.limits(Budget(max_macs=budget))
+                    find(setting, method.removesuffix(LONGER), limits, options.weights, path.parent)
                 continue
             row = {"size": options.size, "network": options.network, "budget": budget, "method": method, "seed": seed}
             row |= cell(setting, method, Budget(max_macs=budget), options.weights, path.parent)
@@ -125,12 +137,13 @@ def main() -> None:
 def cell(setting: Setting, method: str, budget: Budget, weights: str, folder: Path) -> dict[str, Any]:
     """One method at one budget with one seed: its widths, trained and looked at."""
     limits = setting.space.limits(budget)
-    epochs = setting.size.epochs
+    found_by = method.removesuffix(LONGER)
+    epochs = setting.epochs_of(method)
     name = "dense" if (method, weights) == ("dense", "scratch") else f"{method}-{limits.max_macs}-{weights}"
     row: dict[str, Any] = {"weights": weights}
     known_seconds: float | None = None
     start = time.perf_counter()
-    if method == "random":
+    if found_by == "random":
         short = max(1, round(SHORT * epochs))
         network, model = best_of_random(
             setting.factory, setting.space, limits, train_batches=setting.splits.train,
@@ -140,7 +153,7 @@ def cell(setting: Setting, method: str, budget: Budget, weights: str, folder: Pa
         epochs -= short
     else:
         try:
-            found = find(setting, method, limits, weights, folder)
+            found = find(setting, found_by, limits, weights, folder)
         except Unreachable as error:
             return {**row, "unreachable": str(error)}
         network = Network(found.space, found.subnetwork)

@@ -125,6 +125,7 @@ class Arm:
         return replace(self, scored="", recalibrated=None)
 
 
+LONGER, TIMES = "-longer", 4  # after any method of compare.py: what it found is trained for so many times the epochs
 ALONE_ARM = "alone"  # no supernet: every network that is asked for is trained by itself
 FREE = LocallyFree(offset=1)
 ARMS = {
@@ -270,6 +271,10 @@ class Setting:
             )  # fmt: skip
         return model
 
+    def epochs_of(self, method: str) -> int:
+        """Of the final training of what a method of compare.py has found."""
+        return self.size.epochs * (TIMES if method.endswith(LONGER) else 1)
+
     def settings(self, epochs: int) -> dict[str, Any]:
         """What the checkpoint of a training depends on."""
         size = self.size
@@ -351,10 +356,14 @@ def scores(model: nn.Module, setting: Setting) -> dict[str, float]:
     return {split: scored(model, setting, split) for split in ("check", "test")}
 
 
-def trained_again(setting: Setting, network: Network, name: str, *, seed: int) -> dict[str, float]:
-    """The scores of a network after one more training from scratch, whose initialisation and order are of `seed`."""
+def trained_again(setting: Setting, network: Network, name: str, *, seed: int, method: str = "") -> dict[str, float]:
+    """The scores of a network after one more training from scratch, whose initialisation and order are of `seed`.
+
+    Args:
+        method: of compare.py, whose found network it is; its epochs are those of that.
+    """
     model = network.make(setting.factory, seed=seed)
-    return scores(setting.train(model, name, epochs=setting.size.epochs, seed=seed), setting)
+    return scores(setting.train(model, name, epochs=setting.epochs_of(method), seed=seed), setting)
 
 
 def nearest(space: SearchSpace, channels: Mapping[str, int]) -> Widths:

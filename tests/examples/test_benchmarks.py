@@ -180,19 +180,22 @@ def test_searches_can_come_first(
 def test_inherited_weights_are_those_of_the_method(
     modules: dict[str, ModuleType], tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    started = {}
+    started, trained = {}, {}
 
-    def train(self: object, model: torch.nn.Module, name: str, **_: object) -> torch.nn.Module:
-        word = "sorted" if "sorted" in name else name.split("-")[0]
+    def train(self: object, model: torch.nn.Module, name: str, *, epochs: int, **_: object) -> torch.nn.Module:
+        trained[name.rpartition("-")[0].rpartition("-")[0]] = epochs
+        word = next((word for word in ("sorted", "longer") if word in name), name.split("-")[0])
         started[word] = model.features[0].weight.detach().clone()
         return model
 
     monkeypatch.setattr(modules["setting"].Setting, "train", train)
     methods = ["uniform", "uniform-sorted", "cafenet-r", "fixed-trained-distill-halving", "alone-predictor"]
+    methods.append("uniform-longer")
     asked = [*tiny, "--out", str(tmp_path), "--budgets", "40%", "--methods", *methods, "--weights", "inherited"]
     run(modules["compare"], asked, monkeypatch)
     full, uniform, best, found, halved = (started[name] for name in ("dense", "uniform", "sorted", "cafenet", "fixed"))
-    assert torch.equal(uniform, full[: len(uniform)])
+    assert torch.equal(uniform, full[: len(uniform)]) and torch.equal(started["longer"], uniform)
+    assert trained["uniform-longer"] == 4 * trained["uniform"] == 4 * trained["dense"] == 8
     kept = [next(place for place, other in enumerate(full) if torch.equal(channel, other)) for channel in best]
     assert len(set(kept)) == len(uniform) and kept != list(range(len(uniform)))  # the most important
     channels = {tuple(channel.flatten().tolist()) for channel in best}

@@ -202,6 +202,7 @@ def _redraw(options: argparse.Namespace) -> None:
 
 
 def _run_job(options: argparse.Namespace, factory: Callable[[], Any], data: Data, example: torch.Tensor) -> None:
+    searcher = _searcher(options)
     space = _space(options, factory, example)
     print(f"{len(space.groups)} groups, {space.cost.macs(space.largest):,} MACs; results go to {options.out}")
     supernet_lr = options.supernet_lr or options.lr / (3 if options.from_dense else 1)
@@ -212,7 +213,7 @@ def _run_job(options: argparse.Namespace, factory: Callable[[], Any], data: Data
         from_dense=options.from_dense, supernets=options.supernets, finalists=options.finalists,
         seed=options.seed, command=options.command,
         sharing=None if options.offset is None else LocallyFree(offset=options.offset),
-        searcher=_searcher(options), epochs=options.epochs, train_each=options.train_each,
+        searcher=searcher, epochs=options.epochs, train_each=options.train_each,
         candidates=options.candidates, score_candidates=options.score_candidates, random_share=options.random_share,
         sandwich=options.sandwich, distill=options.distill, optimizer_fn=partial(sgd, lr=supernet_lr),
     )  # fmt: skip
@@ -244,6 +245,10 @@ def _bin_sizes(options: argparse.Namespace) -> dict[str, BinRule | int]:
 def _searcher(options: argparse.Namespace) -> Searcher:
     name = options.searcher or ("predictor" if options.train_each else "evolution")
     evaluations = options.evaluations
+    if evaluations is not None and name not in ("random", "predictor"):
+        raise BadArgument(f"--evaluations is for --searcher random or predictor; {name} goes by --generations")
+    if options.from_uniform and name != "evolution":
+        raise BadArgument(f"--from-uniform is for --searcher evolution, but the searcher is {name}")
     if evaluations is None:
         evaluations = TRAININGS if options.train_each else options.population * options.generations
     if name == "random":

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -136,7 +137,7 @@ def test_search_runs_a_users_own_factories(own, tmp_path, capsys, options):
     assert "no test loader" in capsys.readouterr().out
 
 
-def test_searchers_ask_for_as_many_networks_as_told(own, tmp_path, monkeypatch):
+def test_searchers_ask_for_as_many_networks_as_told(own, tmp_path, capsys, monkeypatch):
     asked = []
     monkeypatch.setattr(cli, "compare_widths", lambda *_, **options: asked.append(options["searcher"]))
     monkeypatch.setattr(cli, "_print", lambda *_: None)
@@ -149,6 +150,15 @@ def test_searchers_ask_for_as_many_networks_as_told(own, tmp_path, monkeypatch):
         (PredictorSearch, 500),
     ]  # fmt: skip
     assert main([*arguments, "--searcher", "predictor", "--evaluations", "0"]) == 1
+
+    for flags, message in {
+        ("--evaluations", "30"): "random or predictor; evolution goes by --generations",
+        ("--evaluations", "30", "--searcher", "greedy"): "random or predictor; greedy goes by --generations",
+        ("--from-uniform", "--train-each", "5"): "--from-uniform is for --searcher evolution, .* is predictor",
+    }.items():
+        with pytest.raises(SystemExit):
+            main([*arguments, *flags])
+        assert re.search(message, capsys.readouterr().err)
 
 
 def test_what_is_beyond_the_paper_is_a_flag_each(own, tmp_path, monkeypatch):

@@ -83,6 +83,8 @@ def search_supernet(
     """
     start = time.perf_counter()
     space = scorer.space
+    if most is not None and hasattr(searcher, "at_most"):
+        searcher = searcher.at_most(most)
     drawn = draw_within(space, limits, np.random.default_rng([scorer.seed, 1]))
     references = [space.largest, uniform_widths(space, limits), drawn]
     of_references, history = _search(scorer, searcher, limits, references, known, most, checkpoint, progress)

@@ -29,6 +29,7 @@ from nni_cafenet import (
     InvalidBatches,
     InvalidScore,
     LocallyFree,
+    PredictorSearch,
     RandomSearch,
     Result,
     Sampled,
@@ -382,6 +383,13 @@ def test_a_stage_has_epochs_and_evaluations_of_its_own() -> None:
     run(stages=(Stage(HALF, 0.5, epochs=0), Stage(HALF, epochs=0, evaluations=3)), loss_fn=counted,
         candidates="sampled:1", recalibrate_batches=1)  # fmt: skip
     assert trained - len(losses) == len(list(shuffled()))
+
+
+def test_a_predictor_plans_for_what_a_stage_allows() -> None:
+    small = {"epochs": 0, "score_fn": lambda model, given: count_macs(model, EXAMPLE)}
+    result = run(stages=(Stage(HALF, evaluations=18),), searcher=PredictorSearch(evaluations=400), **small)
+    planned = run(stages=(Stage(HALF),), searcher=PredictorSearch(evaluations=18), **small)
+    assert len(result.history) == 18 and (result.history, result.predicted) == (planned.history, planned.predicted)
 
 
 def test_stages_that_end_elsewhere_than_at_the_budget_are_refused() -> None:

@@ -31,7 +31,7 @@ class PredictorSearch:
     shares of the full network, the same for all limits up to one half, so that searches of these share their scores.
 
     Args:
-        evaluations: widths scored in all.
+        evaluations: widths scored in all; TRAININGS, for networks that are trained one by one, unless given.
         first: of these Uniform's and random ones, before the first regression; eight ninths unless given.
         between: the shares of the full network's MACs, or parameters, which the random ones have; 0.03 and 0.5 unless
             given, or what the limits ask for where that is less or more.
@@ -78,6 +78,15 @@ class PredictorSearch:
             f"PredictorSearch(evaluations={self.evaluations}, first={self.first}, between={self.between}, "
             f"favourites={self.favourites}, caution={self.caution}, explorer={self.explorer!r}, seed={self.seed})"
         )
+
+    def at_most(self, evaluations: int) -> PredictorSearch:
+        """The same search in fewer evaluations, as many of its random ones and favourites fewer."""
+        share = min(1.0, evaluations / self.evaluations)
+        return PredictorSearch(
+            evaluations=min(evaluations, self.evaluations), first=max(1, round(share * self.first)),
+            between=self.between, favourites=max(1, round(share * self.favourites)), caution=self.caution,
+            explorer=self.explorer, seed=self.seed,
+        )  # fmt: skip
 
     def begin(self, space: SearchSpace, limits: Limits) -> None:
         self._space, self._limits = space, limits

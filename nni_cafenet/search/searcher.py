@@ -48,7 +48,8 @@ class Searcher(Protocol):
     where the old one was. Its repr names its settings, by which a checkpoint knows whether it belongs to it.
 
     One that makes more of the scores than each says by itself may have `predict(widths)` too, a number for each of
-    `widths`, higher is better: a result is ranked by these.
+    `widths`, higher is better: a result is ranked by these. And one that plans ahead may have `at_most(evaluations)`,
+    the same search planned for fewer, where a stage of a search allows no more.
     """
 
     @property

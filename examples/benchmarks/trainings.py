@@ -8,6 +8,10 @@ few are regressed, as the search does. How that ranks the widths of ranking.py, 
 with their accuracies when trained alone, over all of them and within the band. What it likes best within each budget is
 worth what ceiling.py's regression of these accuracies says of it, in points above Uniform, and in the mean of all
 budgets. Means over seeds, with Student's intervals of 95 %, go to OUT/NETWORK-trainings.csv. Nothing is trained.
+
+With --beside ARM the trainings need not say all: what that arm's supernet of the same seed says of the ranking's widths
+is regressed first, and they correct that, its level, its slope and, by their own regression, the rest. The table is
+OUT/NETWORK-trainings-beside-ARM.csv.
 """
 
 from __future__ import annotations
@@ -20,8 +24,8 @@ from pathlib import Path
 import numpy as np
 from agreement import Numbers, tau
 from compare import ALONE
-from ranking import add_known, draw, space_of, truth_by_seed
-from setting import alone_scores
+from ranking import add_known, draw, scores_by_arm, space_of, truth_by_seed
+from setting import ARMS, alone_scores
 from summarise import interval
 from tables import write_csv
 from tqdm.auto import tqdm
@@ -53,23 +57,27 @@ def main() -> None:
     add_known(parser)
     parser.add_argument("--cells", type=Path, required=True, help="the folder that compare.py wrote into")
     parser.add_argument("--budgets", nargs="+", default=["50%", "25%", "10%", "5%"], help="of the MACs")
+    parser.add_argument("--beside", choices=ARMS, help="the arm whose supernets are corrected by the trainings")
     options = parser.parse_args()
     space = space_of(options)
     widths, band = draw(space, options.widths, options.band), options.widths // 2
     truth = np.mean(list(truth_by_seed(options.out, options.network).values()), axis=0)
     worth = regression(space, widths, truth)
+    supernets = scores_by_arm(options.out, options.network)[options.beside] if options.beside else {}
     trained = []
     for seed, known in alone_scores(options.cells / options.size / options.network).items():
         searcher = PredictorSearch(evaluations=ALONE, seed=seed)
         searcher.begin(space, space.limits(Budget(max_macs=options.budgets[0])))
         drawn = [each for each in searcher.ask(ALONE) if each in known]
-        if len(drawn) >= COUNTS[-1] - 1:  # Uniform of that budget may not have been asked for
-            trained.append({each: known[each] for each in drawn})
+        # Uniform of that budget may not have been asked for
+        if len(drawn) >= COUNTS[-1] - 1 and (seed in supernets or not options.beside):
+            prior = regression(space, widths, supernets[seed]) if options.beside else None
+            trained.append(({each: known[each] for each in drawn}, prior))
     if len(trained) < 2:
         parser.error(f"{options.cells} holds {len(trained)} whole searches by alone-predictor: two make an interval")
     rows = []
     for count in tqdm(COUNTS, unit="count"):
-        says = [_regressed(space, scores, count) for scores in trained]
+        says = [_regressed(space, scores, count, prior) for scores, prior in trained]
         ranked = [one(widths) for one in says]
         gains = np.array([_gains(space, one, worth, options.budgets) for one in says])
         measured = {
@@ -81,13 +89,19 @@ def main() -> None:
         rows += [Row(count, measure, len(says), *interval(list(values))) for measure, values in measured.items()]
     for row in rows:
         print(f"{row.trainings:4} trainings, {row.measure:16}{row.value:+.2f} ({row.low:+.2f} to {row.high:+.2f})")
-    write_csv(options.out / f"{options.network}-trainings.csv", Row, rows, digits=3)
+    name = f"{options.network}-trainings" + (f"-beside-{options.beside}" if options.beside else "")
+    write_csv(options.out / f"{name}.csv", Row, rows, digits=3)
 
 
-def _regressed(space: SearchSpace, scores: dict[Widths, float], count: int) -> Predict:
-    """As the search regresses the first `count` scores."""
+def _regressed(space: SearchSpace, scores: dict[Widths, float], count: int, prior: Predict | None) -> Predict:
+    """As the search regresses the first `count` scores, or what `prior` leaves of them unexplained."""
     seen = list(scores)[:count]
-    return regression(space, seen, [scores[widths] for widths in seen], caution=PredictorSearch().caution)
+    known, caution = np.array([scores[widths] for widths in seen]), PredictorSearch().caution
+    if prior is None:
+        return regression(space, seen, known, caution=caution)
+    slope, level = np.polyfit(prior(seen), known, 1)
+    rest = regression(space, seen, known - level - slope * prior(seen), caution=caution)
+    return lambda some: level + slope * prior(some) + rest(some)
 
 
 def _gains(space: SearchSpace, says: Predict, worth: Predict, budgets: Sequence[str]) -> Numbers:

@@ -325,9 +325,8 @@ def test_trainings_that_agree_with_the_truth_lead_above_uniform(
         return float((np.log(modules["ceiling"].shares(space, [widths])) @ slopes)[0])
 
     drawn = enumerate(ranking.draw(space, 40, "10%"))
-    modules["tables"].append_csv(
-        out / "alone.csv", [ranking.Alone("vgg13", i, i < 20, 0, 0, score(each)) for i, each in drawn]
-    )
+    alone = [ranking.Alone("vgg13", i, i < 20, 0, 0, score(each)) for i, each in drawn]
+    modules["tables"].append_csv(out / "alone.csv", alone)
     cells = out / "small" / "vgg13"
     cells.mkdir(parents=True)
     for seed in range(2):
@@ -343,6 +342,13 @@ def test_trainings_that_agree_with_the_truth_lead_above_uniform(
     assert list(found) == [(count, measure) for count in (2, 24) for measure in measures]
     assert found[24, "tau"] > max(found[2, "tau"], 0.8)
     assert found[24, "mean"] > found[2, "mean"] and min(found[24, "40%"], found[24, "10%"]) > 50
+    for seed in range(2):  # supernets that know all but the level and the slope
+        says = [ranking.Shared("vgg13", one.width, "fixed", seed, one.check / 2 - 1, 0.0) for one in alone]
+        modules["tables"].append_csv(out / "shared.csv", says)
+    run(trainings, [*asked, "--beside", "fixed"], monkeypatch)
+    with (out / "vgg13-trainings-beside-fixed.csv").open(newline="") as file:
+        beside = {(int(row["trainings"]), row["measure"]): float(row["value"]) for row in csv.DictReader(file)}
+    assert beside[2, "tau"] > max(found[2, "tau"], 0.9) and beside[2, "mean"] > found[2, "mean"]
     ceiling = [*tiny, "--out", str(out), "--times", "2", "--budget", "40%", "--cells", str(out)]
     run(modules["ceiling"], ceiling, monkeypatch)
     highest = json.loads((out / "vgg13-ceiling-40-cells.json").read_text())

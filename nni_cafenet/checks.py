@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterable, Sequence
 
 from torch import nn
 
 from nni_cafenet.cost import Budget, Limits
 from nni_cafenet.search.stages import Stage
-from nni_cafenet.space import SearchSpace
+from nni_cafenet.space import SearchSpace, uniform_widths
+from nni_cafenet.tracing.bins import FlopsSensitiveBins, rebin
+
+logger = logging.getLogger(__name__)
+FINER = (0.5, 0.25, 0.125)  # min_bin, of which the first that does is recommended
 
 
 def limits_of(space: SearchSpace, budget: Budget | None, budgets: Sequence[Budget] | None) -> list[Limits]:
@@ -27,6 +32,32 @@ def limits_of(space: SearchSpace, budget: Budget | None, budgets: Sequence[Budge
             )
         found.append(limits)
     return found
+
+
+def warn_of_coarse_bins(space: SearchSpace, limits: Limits) -> None:
+    """Log a warning where Uniform within `limits` has a single bin in most groups: little is left to be searched."""
+    most = len(space.groups) // 2
+    if len(single := _in_one_bin(space, limits)) <= most:
+        return
+    finer = "a smaller min_bin"
+    for beta in FINER:
+        cut = rebin(space, FlopsSensitiveBins(beta), round_to=space.round_to, min_channels=space.min_channels)
+        if limits.admit(cut.cost, cut.smallest) and len(_in_one_bin(cut, limits)) <= most:
+            finer = f"min_bin={beta}"
+            break
+    logger.warning(
+        "within %s Uniform keeps a single bin in %d of %d groups (%s, ...), so that there is little to search: "
+        "build_space with %s, for finer bins", limits, len(single), len(space.groups), single[0], finer,
+    )  # fmt: skip
+
+
+def _in_one_bin(space: SearchSpace, limits: Limits) -> list[str]:
+    """Groups in which Uniform keeps the first bin alone, where that could be cut finer."""
+    return [
+        group.name
+        for group, bins, width in zip(space.groups, space.bins, uniform_widths(space, limits).bins_kept, strict=True)
+        if width == 1 and bins.edges[1] > max(group.least, group.unit, space.round_to, space.min_channels)
+    ]
 
 
 def check_numbers(random_share: float, recalibrate_batches: int) -> None:

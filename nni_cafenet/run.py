@@ -13,7 +13,15 @@ from torch import nn
 
 from nni_cafenet.alone import AloneScorer
 from nni_cafenet.checkpoint import Checkpoint
-from nni_cafenet.checks import as_models, check_numbers, check_parts, check_stages, check_train_each, limits_of
+from nni_cafenet.checks import (
+    as_models,
+    check_numbers,
+    check_parts,
+    check_stages,
+    check_train_each,
+    limits_of,
+    warn_of_coarse_bins,
+)
 from nni_cafenet.cost import Budget, Limits
 from nni_cafenet.distributed import from_first
 from nni_cafenet.phases import search_supernet, train_supernet, try_score
@@ -173,6 +181,8 @@ def search_widths(
     sharing = sharing or LocallyFree(offset=1)
     searcher = searcher or (PredictorSearch(seed=seed) if train_each else Evolution(seed=seed))
     check_parts(sharing, searcher)
+    for limits in [] if stages else all_limits:
+        warn_of_coarse_bins(space, limits)
     training, scoring = as_candidates(candidates), as_candidates(score_candidates or candidates)
     loss_of = as_loss(loss_fn)
     batches = count_batches(train_batches)

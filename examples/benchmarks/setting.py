@@ -23,6 +23,7 @@ from torch import nn
 from nni_cafenet import (
     Candidate,
     Fixed,
+    FlopsSensitiveBins,
     FullyFree,
     LocallyFree,
     Recipe,
@@ -110,7 +111,7 @@ class Arm:
     candidates: str = "sampled"
     scored: str = "sampled:1"
     random_share: float = 0.0
-    bins: int | None = None
+    bins: BinRule | None = None
     training: float = 1
     trained: bool = False
     sandwich: bool = False
@@ -140,7 +141,8 @@ ARMS = {
     "offset-2": Arm(LocallyFree(offset=2)),
     "offset-3": Arm(LocallyFree(offset=3)),
     "no-min-min": Arm(FREE, random_share=1.0),
-    "uniform-bins": Arm(FREE, bins=8),
+    "uniform-bins": Arm(FREE, bins=UniformBins(8)),
+    "locally-free-fine": Arm(FREE, bins=FlopsSensitiveBins(0.25)),
     "long": Arm(FREE, training=3),
     "fixed-long": Arm(Fixed(), training=3),
     "sandwich": Arm(FREE, sandwich=True),
@@ -256,8 +258,7 @@ class Setting:
         return rebin(self.space, SingleChannels())
 
     def binned(self, arm: Arm) -> SearchSpace:
-        rule: BinRule | None = None if arm.bins is None else UniformBins(arm.bins)
-        return self.space if rule is None else rebin(self.space, rule)
+        return self.space if arm.bins is None else rebin(self.space, arm.bins)
 
     def train(self, model: nn.Module, name: str, *, epochs: int, lr: float = 0.1, seed: int | None = None) -> nn.Module:
         """`model`, trained by the recipe of all; `seed` of shuffling and augmentation, if not the setting's own."""

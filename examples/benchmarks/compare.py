@@ -84,7 +84,6 @@ FINALISTS = 16  # of successive halving
 GENERATIONS = 12  # of CafeNet-E
 ALONE = TRAININGS  # evaluations, where each is one
 RIVAL_BATCHES = 20  # that pruners learn from
-LR = {"scratch": 0.1, "inherited": 0.03}
 # by its word, for so many evaluations, groups of channels, and a seed
 SEARCHERS: dict[str, Callable[[int, int, int], Searcher]] = {
     "e": lambda count, groups, seed: _evolution(count, from_uniform=True, seed=seed),
@@ -139,6 +138,7 @@ def cell(setting: Setting, method: str, budget: Budget, weights: str, folder: Pa
     limits = setting.space.limits(budget)
     found_by = method.removesuffix(LONGER)
     epochs = setting.epochs_of(method)
+    lr = setting.lr(trained=weights == "inherited")
     name = "dense" if (method, weights) == ("dense", "scratch") else f"{method}-{limits.max_macs}-{weights}"
     row: dict[str, Any] = {"weights": weights}
     known_seconds: float | None = None
@@ -147,7 +147,7 @@ def cell(setting: Setting, method: str, budget: Budget, weights: str, folder: Pa
         short = max(1, round(SHORT * epochs))
         network, model = best_of_random(
             setting.factory, setting.space, limits, train_batches=setting.splits.train,
-            valid_batches=setting.splits.valid, recipe=Recipe(short, partial(sgd, lr=LR["scratch"])),
+            valid_batches=setting.splits.valid, recipe=Recipe(short, partial(sgd, lr=lr)),
             folder=setting.work / name, tries=setting.size.tries, device=setting.device, seed=setting.seed,
         )  # fmt: skip
         epochs -= short
@@ -171,7 +171,7 @@ def cell(setting: Setting, method: str, budget: Budget, weights: str, folder: Pa
         "widths": network.space.channels(network.subnetwork.widths),
     }  # fmt: skip
     start = time.perf_counter()
-    setting.train(model, name, epochs=epochs, lr=LR[weights])
+    setting.train(model, name, epochs=epochs, lr=lr)
     row |= {"training_seconds": time.perf_counter() - start}
     return row | scores(model, setting)
 
@@ -228,7 +228,7 @@ def find(setting: Setting, method: str, limits: Limits, weights: str, folder: Pa
     evaluations = setting.size.evaluations
     scorer: Scorer | AloneScorer
     if arm == ALONE_ARM:
-        trainings = setting.alone(setting.size.epochs, trained=weights == "inherited", lr=LR[weights])
+        trainings = setting.alone(setting.size.epochs, trained=weights == "inherited")
         scorer, seconds = RememberingScorer.of(trainings, folder / f"alone-{weights}-{setting.seed}.csv"), 0.0
         evaluations = ALONE
         settings = {"arm": arm, **trainings.recipe.settings()}
@@ -246,9 +246,10 @@ def find(setting: Setting, method: str, limits: Limits, weights: str, folder: Pa
     if not finalists:
         return Found(space, result.best.subnetwork, result.supernet, seconds)
     factory = partial(copy.deepcopy, result.supernet) if weights == "inherited" else setting.factory
+    lr = setting.lr(trained=weights == "inherited")
     best, _ = successive_halving(
         factory, finalists_of(result, FINALISTS),
-        rounds=short_rounds(Recipe(setting.size.epochs, partial(sgd, lr=LR[weights]))),
+        rounds=short_rounds(Recipe(setting.size.epochs, partial(sgd, lr=lr))),
         train_batches=setting.splits.train, valid_batches=setting.splits.valid, device=setting.device,
         folder=setting.work / f"halving-{name}-{weights}", seed=setting.seed,
     )  # fmt: skip

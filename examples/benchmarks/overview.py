@@ -78,7 +78,7 @@ OVERVIEWS = {
     ),
     "comparison-others": Overview(
         "scratch", FROM_SCRATCH,
-        (("resnet18", "10%"), ("resnet18", "5%"), ("mobilenet_v2", "10%"), ("mobilenet_v2", "5%")), "uniform",
+        (("resnet18", "10%"), ("resnet18", "5%"), ("mobilenet_v2", "10%")), "uniform",
     ),
     "comparison-inherited": Overview(
         "inherited", INHERITED, (("vgg13", "10%"), ("vgg13", "5%"), ("resnet18", "10%"), ("resnet18", "5%")),

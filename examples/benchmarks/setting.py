@@ -129,6 +129,7 @@ class Arm:
 LONGER, TIMES = "-longer", 4  # after any method of compare.py: what it found is trained for so many times the epochs
 ALONE_ARM = "alone"  # no supernet: every network that is asked for is trained by itself
 FREE = LocallyFree(offset=1)
+TRAINED_LR = 0.03  # what trained weights bear
 ARMS = {
     "locally-free": Arm(FREE),
     "fixed": Arm(Fixed()),
@@ -151,10 +152,10 @@ ARMS = {
     "near-half": Arm(FREE, near=0.5),
     "fixed-near": Arm(Fixed(), near=1.0),
     "lr": Arm(FREE, lr=0.03),
-    "locally-free-trained": Arm(FREE, trained=True, training=0.5, lr=0.03),
-    "fixed-trained": Arm(Fixed(), trained=True, training=0.5, lr=0.03),
-    "locally-free-trained-distill": Arm(FREE, trained=True, training=0.5, lr=0.03, sandwich=True, distill=True),
-    "fixed-trained-distill": Arm(Fixed(), trained=True, training=0.5, lr=0.03, sandwich=True, distill=True),
+    "locally-free-trained": Arm(FREE, trained=True, training=0.5, lr=TRAINED_LR),
+    "fixed-trained": Arm(Fixed(), trained=True, training=0.5, lr=TRAINED_LR),
+    "locally-free-trained-distill": Arm(FREE, trained=True, training=0.5, lr=TRAINED_LR, sandwich=True, distill=True),
+    "fixed-trained-distill": Arm(Fixed(), trained=True, training=0.5, lr=TRAINED_LR, sandwich=True, distill=True),
     "near-distill": Arm(FREE, near=1.0, sandwich=True, distill=True),
     "fixed-sandwich-distill": Arm(Fixed(), sandwich=True, distill=True),
 }
@@ -260,8 +261,18 @@ class Setting:
     def binned(self, arm: Arm) -> SearchSpace:
         return self.space if arm.bins is None else rebin(self.space, arm.bins)
 
-    def train(self, model: nn.Module, name: str, *, epochs: int, lr: float = 0.1, seed: int | None = None) -> nn.Module:
+    def lr(self, *, trained: bool = False) -> float:
+        """Of networks that start from trained weights, or from random ones.
+
+        At 0.1 compact networks fail whose last convolution is wide, whoever found them: see README.md.
+        """
+        return TRAINED_LR if trained or self.network in COMPACT else 0.1
+
+    def train(
+        self, model: nn.Module, name: str, *, epochs: int, lr: float | None = None, seed: int | None = None
+    ) -> nn.Module:
         """`model`, trained by the recipe of all; `seed` of shuffling and augmentation, if not the setting's own."""
+        lr = self.lr() if lr is None else lr
         recipe = Recipe(epochs, optimizer_fn=partial(sgd, lr=lr))
         seed = self.seed if seed is None else seed
         settings = {"lr": lr, **self.settings(epochs), "seed": seed}
@@ -314,7 +325,7 @@ class Setting:
         settings = {"arm": repr(arm.training_only), **self.settings(epochs)}
         start = time.perf_counter()
         train_supernet(
-            supernet, self.splits.train, Recipe(epochs, partial(sgd, lr=arm.lr)),
+            supernet, self.splits.train, Recipe(epochs, partial(sgd, lr=min(arm.lr, self.lr()))),
             MinMin(
                 supernet, arm.sharing, candidates, steps, self.seed, sandwich=arm.sandwich, distill=arm.distill,
                 near=limits, near_share=arm.near,
@@ -332,12 +343,12 @@ class Setting:
         )  # fmt: skip
         return scorer, float(kept.read_text())
 
-    def alone(self, epochs: int, *, trained: bool = False, lr: float = 0.1) -> AloneScorer:
+    def alone(self, epochs: int, *, trained: bool = False) -> AloneScorer:
         """Scores networks by a training of their own, from scratch or from the trained network's best channels."""
         start = self.sorted if trained else self.fresh()
         return AloneScorer(
             start, self.space, self.splits.train, list(self.splits.valid), accuracy, cross_entropy,
-            Recipe(epochs, partial(sgd, lr=lr)), self.seed,
+            Recipe(epochs, partial(sgd, lr=self.lr(trained=trained))), self.seed,
         )  # fmt: skip
 
     def first_batches(self, count: int) -> list[Batch]:

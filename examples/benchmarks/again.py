@@ -50,9 +50,8 @@ def train_again(setting: Setting, path: Path, row: dict[str, Any], times: int) -
     assert network.macs == row["macs"], f"{path} holds another network"
     for number in range(len(row.setdefault("again", [])), times):
         seed = setting.seed + APART * (number + 1)
-        row["again"].append(
-            trained_again(setting, network, f"again-{number}-{path.stem}", seed=seed, method=row["method"])
-        )
+        epochs = setting.epochs_of(row["method"])
+        row["again"].append(trained_again(setting, network, f"again-{number}-{path.stem}", seed=seed, epochs=epochs))
         write_json(path, row)
 
 

@@ -138,7 +138,6 @@ def cell(setting: Setting, method: str, budget: Budget, weights: str, folder: Pa
     limits = setting.space.limits(budget)
     found_by = method.removesuffix(LONGER)
     epochs = setting.epochs_of(method)
-    lr = setting.lr(trained=weights == "inherited")
     name = "dense" if (method, weights) == ("dense", "scratch") else f"{method}-{limits.max_macs}-{weights}"
     row: dict[str, Any] = {"weights": weights}
     known_seconds: float | None = None
@@ -147,7 +146,7 @@ def cell(setting: Setting, method: str, budget: Budget, weights: str, folder: Pa
         short = max(1, round(SHORT * epochs))
         network, model = best_of_random(
             setting.factory, setting.space, limits, train_batches=setting.splits.train,
-            valid_batches=setting.splits.valid, recipe=Recipe(short, partial(sgd, lr=lr)),
+            valid_batches=setting.splits.valid, recipe=Recipe(short, partial(sgd, lr=setting.lr())),
             folder=setting.work / name, tries=setting.size.tries, device=setting.device, seed=setting.seed,
         )  # fmt: skip
         epochs -= short
@@ -171,7 +170,7 @@ def cell(setting: Setting, method: str, budget: Budget, weights: str, folder: Pa
         "widths": network.space.channels(network.subnetwork.widths),
     }  # fmt: skip
     start = time.perf_counter()
-    setting.train(model, name, epochs=epochs, lr=lr)
+    setting.train(model, name, epochs=epochs, trained=weights == "inherited")
     row |= {"training_seconds": time.perf_counter() - start}
     return row | scores(model, setting)
 

@@ -269,10 +269,10 @@ class Setting:
         return TRAINED_LR if trained or self.network in COMPACT else 0.1
 
     def train(
-        self, model: nn.Module, name: str, *, epochs: int, lr: float | None = None, seed: int | None = None
+        self, model: nn.Module, name: str, *, epochs: int, trained: bool = False, seed: int | None = None
     ) -> nn.Module:
         """`model`, trained by the recipe of all; `seed` of shuffling and augmentation, if not the setting's own."""
-        lr = self.lr() if lr is None else lr
+        lr = self.lr(trained=trained)
         recipe = Recipe(epochs, optimizer_fn=partial(sgd, lr=lr))
         seed = self.seed if seed is None else seed
         settings = {"lr": lr, **self.settings(epochs), "seed": seed}
@@ -368,14 +368,12 @@ def scores(model: nn.Module, setting: Setting) -> dict[str, float]:
     return {split: scored(model, setting, split) for split in ("check", "test")}
 
 
-def trained_again(setting: Setting, network: Network, name: str, *, seed: int, method: str = "") -> dict[str, float]:
-    """The scores of a network after one more training from scratch, whose initialisation and order are of `seed`.
-
-    Args:
-        method: of compare.py, whose found network it is; its epochs are those of that.
-    """
+def trained_again(
+    setting: Setting, network: Network, name: str, *, seed: int, epochs: int | None = None
+) -> dict[str, float]:
+    """The scores of a network after one more training from scratch, whose initialisation and order are of `seed`."""
     model = network.make(setting.factory, seed=seed)
-    return scores(setting.train(model, name, epochs=setting.epochs_of(method), seed=seed), setting)
+    return scores(setting.train(model, name, epochs=epochs or setting.size.epochs, seed=seed), setting)
 
 
 def nearest(space: SearchSpace, channels: Mapping[str, int]) -> Widths:

@@ -140,9 +140,8 @@ def cell(setting: Setting, method: str, budget: Budget, weights: str, folder: Pa
     epochs = setting.epochs_of(method)
     name = "dense" if (method, weights) == ("dense", "scratch") else f"{method}-{limits.max_macs}-{weights}"
     row: dict[str, Any] = {"weights": weights}
-    known_seconds: float | None = None
-    start = time.perf_counter()
     if found_by == "random":
+        start = time.perf_counter()
         short = max(1, round(SHORT * epochs))
         network, model = best_of_random(
             setting.factory, setting.space, limits, train_batches=setting.splits.train,
@@ -150,6 +149,7 @@ def cell(setting: Setting, method: str, budget: Budget, weights: str, folder: Pa
             folder=setting.work / name, tries=setting.size.tries, device=setting.device, seed=setting.seed,
         )  # fmt: skip
         epochs -= short
+        row |= {"search_seconds": time.perf_counter() - start}
     else:
         try:
             found = find(setting, found_by, limits, weights, folder)
@@ -161,12 +161,9 @@ def cell(setting: Setting, method: str, budget: Budget, weights: str, folder: Pa
         else:  # channels are interchangeable before training, so that widths are all that counts
             network = Network(found.space, SubNetwork.fixed(found.subnetwork.widths))
             model = network.make(setting.factory, seed=setting.seed)
-        row |= {"supernet_seconds": found.supernet_seconds}
-        known_seconds = found.search_seconds
-    took = time.perf_counter() - start
+        row |= {"supernet_seconds": found.supernet_seconds, "search_seconds": found.search_seconds}
     row |= {
         "macs": network.macs, "params": network.params,
-        "search_seconds": took if known_seconds is None else known_seconds,
         "widths": network.space.channels(network.subnetwork.widths),
     }  # fmt: skip
     start = time.perf_counter()
@@ -182,8 +179,8 @@ class Found:
     space: SearchSpace
     subnetwork: SubNetwork
     trained: nn.Module
-    supernet_seconds: float = 0.0
-    search_seconds: float | None = None  # as far as it was done before, for another budget
+    search_seconds: float = 0.0  # of trainings alone, as long as they took when they were made, for whichever budget
+    supernet_seconds: float = 0.0  # the training of the supernet, which its searches share
 
 
 def parts(method: str) -> tuple[str, str, bool]:
@@ -213,16 +210,16 @@ def find(setting: Setting, method: str, limits: Limits, weights: str, folder: Pa
         folder: of the cells, which keeps the scores of networks trained alone too.
     """
     if method == "dense":
-        return Found(setting.space, SubNetwork.fixed(setting.space.largest), setting.dense)
+        dense = setting.dense if weights == "inherited" else setting.fresh()
+        return Found(setting.space, SubNetwork.fixed(setting.space.largest), dense)
     if method in ("uniform", SORTED):
         network = uniform_network(setting.space, limits)
         return Found(network.space, network.subnetwork, setting.sorted if method == SORTED else setting.dense)
     if method in RIVALS:
-        batches = setting.first_batches(RIVAL_BATCHES)
-        sub = choose(
-            method, setting.dense, setting.channels, limits, batches, example=setting.example, seed=setting.seed
-        )
-        return Found(setting.channels, sub, setting.dense)
+        dense, batches = setting.dense, setting.first_batches(RIVAL_BATCHES)
+        start = time.perf_counter()
+        sub = choose(method, dense, setting.channels, limits, batches, example=setting.example, seed=setting.seed)
+        return Found(setting.channels, sub, dense, time.perf_counter() - start)
     arm, word, finalists = parts(method)
     evaluations = setting.size.evaluations
     scorer: Scorer | AloneScorer
@@ -239,11 +236,12 @@ def find(setting: Setting, method: str, limits: Limits, weights: str, folder: Pa
     settings |= {"searcher": repr(searcher), "limits": repr(limits)}
     started = f"-{weights}" if arm == ALONE_ARM else ""
     name = f"{arm}{started}-{word}-{limits.max_macs}"
+    start = time.perf_counter()
     result = search_supernet(scorer, searcher, limits, checkpoint=Checkpoint(setting.work, f"search-{name}", settings))
     if isinstance(scorer, RememberingScorer):
-        return Found(space, result.best.subnetwork, result.supernet, search_seconds=scorer.seconds(result.history))
+        return Found(space, result.best.subnetwork, result.supernet, scorer.seconds(result.history))
     if not finalists:
-        return Found(space, result.best.subnetwork, result.supernet, seconds)
+        return Found(space, result.best.subnetwork, result.supernet, time.perf_counter() - start, seconds)
     factory = partial(copy.deepcopy, result.supernet) if weights == "inherited" else setting.factory
     lr = setting.lr(trained=weights == "inherited")
     best, _ = successive_halving(
@@ -252,7 +250,7 @@ def find(setting: Setting, method: str, limits: Limits, weights: str, folder: Pa
         train_batches=setting.splits.train, valid_batches=setting.splits.valid, device=setting.device,
         folder=setting.work / f"halving-{name}-{weights}", seed=setting.seed,
     )  # fmt: skip
-    return Found(best.space, best.subnetwork, result.supernet, seconds)
+    return Found(best.space, best.subnetwork, result.supernet, time.perf_counter() - start, seconds)
 
 
 def _evolution(evaluations: int, *, from_uniform: bool, seed: int) -> Searcher:

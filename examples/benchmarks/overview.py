@@ -5,7 +5,7 @@
 Of each method and budget: the mean test accuracy in percent, its standard deviation and the number of seeds, and, to a
 method that the table names, the paired difference with its interval of 95 %. A seed's figure is the mean of all
 trainings of the network that was found; * marks one training each, ~ some seeds with one. The highest mean is bold.
-The plots, OUT/NAME.svg, show the differences.
+The plots, OUT/NAME.svg, show the differences. One more table says how long searches took.
 """
 
 from __future__ import annotations
@@ -89,6 +89,7 @@ OVERVIEWS = {
         "inherited", INHERITED, MEDIUM, "fixed-trained-distill-halving", "medium"
     ),
 }  # fmt: skip
+MINUTES = "comparison-minutes"
 
 
 def main() -> None:
@@ -109,7 +110,9 @@ def written(text: str, cells: Sequence[Cell]) -> str:
     """`text` with what stands between `<!-- NAME -->` and `<!-- end -->` replaced by the table of that name."""
 
     def anew(match: re.Match[str]) -> str:
-        return "\n".join([match["open"], "", *rows_of(OVERVIEWS[match["name"]], cells), "", "<!-- end -->"])
+        name = match["name"]
+        rows = minutes_of(cells) if name == MINUTES else rows_of(OVERVIEWS[name], cells)
+        return "\n".join([match["open"], "", *rows, "", "<!-- end -->"])
 
     return re.sub(r"(?P<open><!-- (?P<name>comparison-[\w-]+) -->).*?<!-- end -->", anew, text, flags=re.DOTALL)
 
@@ -121,6 +124,32 @@ def rows_of(overview: Overview, cells: Sequence[Cell]) -> list[str]:
     for method, name in overview.methods.items():
         if any(method in column for column in columns.values()):
             rows.append([name, *(column.get(method, "") for column in columns.values())])
+    return _markdown(rows)
+
+
+def minutes_of(cells: Sequence[Cell], size: str = "small") -> list[str]:
+    """A table of what a search from scratch takes, by network: the median over budgets and seeds, in minutes.
+
+    A supernet's training comes first, where there is one; the dense network's, which pruners start from, is its row.
+    """
+    own = [cell for cell in cells if (cell.size, cell.weights) == (size, "scratch") and cell.macs is not None]
+    rows = [["method", *NETWORKS.values()], ["---"] * (1 + len(NETWORKS))]
+    for method, name in FROM_SCRATCH.items():
+        texts = [_minutes([cell for cell in own if (cell.method, cell.network) == (method, it)]) for it in NETWORKS]
+        if any(texts):
+            rows.append([name, *texts])
+    return _markdown(rows)
+
+
+def _minutes(cells: Sequence[Cell]) -> str:
+    if not cells:
+        return ""
+    kinds = ("training_seconds",) if cells[0].method == "dense" else ("supernet_seconds", "search_seconds")
+    medians = [statistics.median(getattr(cell, kind) or 0 for cell in cells) / 60 for kind in kinds]
+    return " + ".join(f"{minutes:.1f}" for minutes in medians if minutes or len(medians) == 1) or "0.0"
+
+
+def _markdown(rows: Iterable[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in rows]
 
 

@@ -7,10 +7,10 @@ import importlib
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from operator import itemgetter
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -161,6 +161,37 @@ def test_a_comparison_fits_its_budget_and_a_second_run_trains_nothing(
     assert len((out / "compare.csv").read_text().splitlines()) == 1 + len(rows) + 1  # the dense network
 
 
+def test_a_supernet_is_timed_once(
+    modules: dict[str, ModuleType], tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock of our own, on which nothing takes time but training, of the dense network and of the supernet."""
+    now = [0.0]
+
+    def timed(function: Callable[..., object], seconds: float) -> Callable[..., object]:
+        def wrapped(*args: object, **more: object) -> object:
+            now[0] += seconds
+            return function(*args, **more)
+
+        return wrapped
+
+    for name, seconds in (("train_supernet", 1000), ("train_model", 10)):
+        monkeypatch.setattr(modules["setting"], name, timed(getattr(modules["setting"], name), seconds))
+    for module in ("setting", "compare"):
+        monkeypatch.setattr(modules[module], "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    methods = ["uniform", "cafenet-r", "cafenet-halving", "tp-random-global"]
+    run(
+        modules["compare"],
+        [*tiny, "--out", str(tmp_path / "cells"), "--budgets", "40%", "--methods", *methods],
+        monkeypatch,
+    )
+    rows = [json.loads(path.read_text()) for path in (tmp_path / "cells").glob("*/*/*.json")]
+    kinds = ("training_seconds", "search_seconds", "supernet_seconds")
+    assert {row["method"]: [row[kind] for kind in kinds] for row in rows} == {
+        "dense": [10, 0, 0], "uniform": [10, 0, 0], "tp-random-global": [10, 0, 0],
+        "cafenet-r": [10, 0, 1000], "cafenet-halving": [10, 0, 1000],
+    }  # fmt: skip
+
+
 def test_searches_can_come_first(
     modules: dict[str, ModuleType], tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -276,7 +307,7 @@ def test_two_methods_are_compared_by_seed_over_all_budgets(
 def test_readmes_tables_are_what_the_cells_say(modules: dict[str, ModuleType]) -> None:
     overview, cells = modules["overview"], modules["summarise"].read(BENCHMARKS / "compare")
     shown = "".join((folder / "README.md").read_text() for folder in (BENCHMARKS.parents[1], BENCHMARKS))
-    assert [name for name in overview.OVERVIEWS if f"<!-- {name} -->" not in shown] == []
+    assert [name for name in (*overview.OVERVIEWS, overview.MINUTES) if f"<!-- {name} -->" not in shown] == []
     assert overview.written(shown, cells) == shown, "run examples/benchmarks/overview.py"
     few = [cell for cell in cells if (cell.network, cell.method) in {("vgg13", "uniform"), ("vgg13", "greedy")}]
     text = overview.written("x\n<!-- comparison-vgg13 -->\nold\n<!-- end -->\ny <!-- end -->\n", few)
@@ -290,6 +321,11 @@ def test_readmes_tables_are_what_the_cells_say(modules: dict[str, ModuleType]) -
         if (cell.size, cell.weights, cell.budget, cell.method) == ("small", "scratch", "10%", "uniform")
     ]  # fmt: skip
     assert rows["Uniform"][1] == f"**{100 * np.mean(of_uniform):.1f} ± {100 * np.std(of_uniform, ddof=1):.1f}** (5)"
+    greedy = [cell for cell in few if cell.method == "greedy" and cell.weights == "scratch"]
+    took = [np.median([getattr(cell, name) for cell in greedy]) / 60 for name in ("supernet_seconds", "search_seconds")]
+    assert overview.minutes_of(few)[2:] == [
+        f"| Greedy (AutoSlim) | {took[0]:.1f} + {took[1]:.1f} |  |  |", "| Uniform | 0.0 |  |  |"
+    ]  # fmt: skip
 
 
 def test_a_plot_shows_differences_and_their_intervals(modules: dict[str, ModuleType]) -> None:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 import copy
-import csv
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,6 +16,7 @@ import numpy as np
 import torch
 from fashion_mnist import Batch, Splits, load
 from networks import COMPACT, NETWORKS
+from tables import append_csv, read_csv
 from torch import nn
 
 from nni_cafenet import (
@@ -161,6 +160,25 @@ ARMS = {
 }
 
 
+@dataclass(frozen=True)
+class ScoredAlone:
+    """A row of a RememberingScorer's file.
+
+    Args:
+        bins: of each group the bins kept, with hyphens between them.
+        valid: the accuracy by which a search selects.
+        seconds: of the training.
+    """
+
+    bins: str
+    valid: float
+    seconds: float
+
+    @property
+    def widths(self) -> Widths:
+        return Widths(tuple(map(int, self.bins.split("-"))))
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class RememberingScorer(AloneScorer):
     """An AloneScorer that trains no widths twice, whichever budget they are asked for within.
@@ -180,37 +198,25 @@ class RememberingScorer(AloneScorer):
         if widths not in known:
             start = time.perf_counter()
             score = super().evaluate(widths).score
-            known[widths] = score, time.perf_counter() - start
-            with self.path.open("a") as file:
-                file.write(f"{'-'.join(map(str, widths.bins_kept))},{score},{known[widths][1]:.1f}\n")
-        return Candidate.fixed(self.space, widths, known[widths][0])
+            bins = "-".join(map(str, widths.bins_kept))
+            known[widths] = ScoredAlone(bins, score, round(time.perf_counter() - start, 1))
+            append_csv(self.path, [known[widths]])
+        return Candidate.fixed(self.space, widths, known[widths].valid)
 
     def seconds(self, candidates: Iterable[Candidate]) -> float:
         """How long the trainings of these took."""
         known = self._known()
-        return sum(known[found.subnetwork.widths][1] for found in candidates)
+        return sum(known[found.subnetwork.widths].seconds for found in candidates)
 
-    def _known(self) -> dict[Widths, tuple[float, float]]:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileExistsError), self.path.open("x") as file:
-            file.write("bins,valid,seconds\n")
-        return known_scores(self.path)
-
-
-def known_scores(path: Path) -> dict[Widths, tuple[float, float]]:
-    """Of a RememberingScorer's file, of each of the widths the score and the seconds that it took."""
-    with path.open(newline="") as file:
-        return {
-            Widths(tuple(map(int, row["bins"].split("-")))): (float(row["valid"]), float(row["seconds"]))
-            for row in csv.DictReader(file)
-        }
+    def _known(self) -> dict[Widths, ScoredAlone]:
+        return {row.widths: row for row in read_csv(self.path, ScoredAlone)}
 
 
 def alone_scores(folder: Path) -> dict[int, dict[Widths, float]]:
     """Of a folder of compare.py's cells, the scores of networks trained alone, from scratch, by seed."""
     found = {}
     for path in folder.glob(f"{ALONE_ARM}-scratch-*.csv"):
-        found[int(path.stem.rpartition("-")[2])] = {widths: score for widths, (score, _) in known_scores(path).items()}
+        found[int(path.stem.rpartition("-")[2])] = {row.widths: row.valid for row in read_csv(path, ScoredAlone)}
     return dict(sorted(found.items()))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,11 +32,12 @@ def write_csv(path: Path, kind: type[Any], rows: Iterable[Any], *, digits: int |
 
 
 def append_csv(path: Path, rows: Sequence[Any]) -> None:
-    """One write for all rows, so that processes side by side do not mix theirs."""
+    """One write for all rows, so that processes side by side do not mix theirs; one of them writes the names above."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    header = [] if path.exists() else [_names(type(rows[0]))]
+    with suppress(FileExistsError), path.open("x") as file:
+        file.write(_lines([_names(type(rows[0]))]))
     with path.open("a") as file:
-        file.write(_lines([*header, *(_texts(row, None) for row in rows)]))
+        file.write(_lines(_texts(row, None) for row in rows))
 
 
 def columns(kind: type[Any], rows: Iterable[Any], *, digits: int) -> str:

@@ -15,11 +15,11 @@ from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
-from nni_cafenet.compare import Data, compare_widths
+from nni_cafenet.compare import Data, Weights, compare_widths
 from nni_cafenet.cost import Budget
 from nni_cafenet.errors import CafeNetError, nearest
 from nni_cafenet.report import Report, read_report, summary_table, write_report
@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     demo = commands.add_parser("demo", help="the whole job on scikit-learn's digits: minutes on two CPU cores")
-    demo.set_defaults(run=_demo)
+    demo.set_defaults(run=_demo, trained=False)
     _add_out(demo)
     _add_job(demo, budget="35%", epochs=60, train_epochs=30, runs=5)
 
@@ -76,6 +76,10 @@ def _parser() -> argparse.ArgumentParser:
     search = commands.add_parser("search", help="slim your own model on your own data")
     search.set_defaults(run=_search)
     _add_model(search, input_required=False)
+    search.add_argument(
+        "--trained", action="store_true",
+        help="what --model makes is trained already: all networks go on from what it knows",
+    )  # fmt: skip
     search.add_argument(
         "--data", required=True, metavar="WHERE:NAME",
         help="a function that returns loaders of (inputs, targets): (train, valid, test), the test set's optional",
@@ -138,11 +142,19 @@ def _add_job(parser: argparse.ArgumentParser, *, budget: str | None, epochs: int
         help="in this first share of the steps a random candidate learns, not the best (default %(default)s)",
     )  # fmt: skip
     parser.add_argument(
+        "--weights", choices=get_args(Weights),
+        help="what networks start from at the end: scratch, or what the supernet and the dense network have learnt "
+        "(default scratch; inherited with --trained)",
+    )  # fmt: skip
+    parser.add_argument("--tune-epochs", type=int, help="of inherited weights, at the end (default: --train-epochs)")
+    parser.add_argument("--tune-lr", type=_rate, help="of inherited weights, at the end (default: a third of --lr)")
+    parser.add_argument(
         "--from-dense", action="store_true",
-        help="the supernet starts from the trained dense network, its most important channels first",
+        help="the supernet starts from the trained dense network, its most important channels first; as it does with "
+        "inherited weights",
     )  # fmt: skip
     parser.add_argument(
-        "--supernet-lr", type=_rate, help="of the supernet (default: --lr, or a third of it with --from-dense)"
+        "--supernet-lr", type=_rate, help="of the supernet (default: --lr, or a third of it from the dense network)"
     )
     parser.add_argument("--sandwich", action="store_true", help="the largest and smallest learn in every step")
     parser.add_argument("--distill", action="store_true", help="networks learn from the largest one's answers")
@@ -202,16 +214,17 @@ def _redraw(options: argparse.Namespace) -> None:
 
 
 def _run_job(options: argparse.Namespace, factory: Callable[[], Any], data: Data, example: torch.Tensor) -> None:
-    searcher = _searcher(options)
+    searcher, tuning = _searcher(options), _tuning(options)
     space = _space(options, factory, example)
     print(f"{len(space.groups)} groups, {space.cost.macs(space.largest):,} MACs; results go to {options.out}")
-    supernet_lr = options.supernet_lr or options.lr / (3 if options.from_dense else 1)
+    from_dense = options.from_dense or tuning is not None
+    supernet_lr = options.supernet_lr or (_gentle(options) if from_dense else options.lr)
     report = compare_widths(
         factory, space, data, example_inputs=example,
         budget=Budget(max_macs=_number(options.budget), max_params=_number(options.max_params)),
         recipe=Recipe(options.train_epochs, partial(sgd, lr=options.lr)), folder=options.out, runs=options.runs,
-        from_dense=options.from_dense, supernets=options.supernets, finalists=options.finalists,
-        seed=options.seed, command=options.command,
+        weights=options.weights, tuning=tuning, trained=options.trained, from_dense=from_dense,
+        supernets=options.supernets, finalists=options.finalists, seed=options.seed, command=options.command,
         sharing=None if options.offset is None else LocallyFree(offset=options.offset),
         searcher=searcher, epochs=options.epochs, train_each=options.train_each,
         candidates=options.candidates, score_candidates=options.score_candidates, random_share=options.random_share,
@@ -240,6 +253,22 @@ def _bin_sizes(options: argparse.Namespace) -> dict[str, BinRule | int]:
             raise BadArgument(f"--bins takes LAYER=SIZE, such as conv1=8, but got {pair!r}")
         sizes[name] = int(size)
     return sizes
+
+
+def _tuning(options: argparse.Namespace) -> Recipe | None:
+    """How networks that inherit weights are trained at the end; None where they start from scratch."""
+    if options.weights != "inherited" and not options.trained:
+        if (options.tune_epochs, options.tune_lr) != (None, None):
+            raise BadArgument("--tune-epochs and --tune-lr are for networks that inherit weights: --weights inherited")
+        return None
+    epochs = options.train_epochs if options.tune_epochs is None else options.tune_epochs
+    return Recipe(epochs, partial(sgd, lr=options.tune_lr or _gentle(options)))
+
+
+def _gentle(options: argparse.Namespace) -> float:
+    """A learning rate that trained weights bear."""
+    lr: float = options.lr / 3
+    return lr
 
 
 def _searcher(options: argparse.Namespace) -> Searcher:

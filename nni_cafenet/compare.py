@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from torch import nn
 from tqdm.auto import tqdm
@@ -32,6 +32,7 @@ from nni_cafenet.train import Recipe, first_batches, train_model
 from nni_cafenet.widths import SubNetwork
 
 IMPORTANCE_BATCHES = 8  # from which the importance of the dense network's channels is estimated
+Weights = Literal["scratch", "inherited"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +60,9 @@ def compare_widths(
     recipe: Recipe,
     folder: str | os.PathLike[str],
     runs: int = 3,
+    weights: Weights | None = None,
+    tuning: Recipe | None = None,
+    trained: bool = False,
     from_dense: bool = False,
     supernets: int = 1,
     finalists: int = 1,
@@ -71,12 +75,12 @@ def compare_widths(
 ) -> Report:
     """Search `space` within `budget`, then train the found network, the dense one, Uniform and Random alike.
 
-    Every network is trained from scratch with the same recipe, data and number of updates, `runs` times with the
-    seeds seed, seed + 1, ...; Random is another draw in each. Uniform and Random are drawn channel by channel, not in
-    bins, and fill the same budget. Called again with the same folder, it goes on where it was.
+    Every network is trained with the same recipe, data and number of updates, `runs` times with the seeds seed,
+    seed + 1, ...; Random is another draw in each. Uniform and Random are drawn channel by channel, not in bins, and
+    fill the same budget. Called again with the same folder, it goes on where it was.
 
     Args:
-        factory: makes the dense network, freshly initialised.
+        factory: makes the dense network, freshly initialised, or `trained`.
         space: of that network.
         data: for training, selection and the final score.
         example_inputs: for counting the exported network by fvcore.
@@ -84,8 +88,14 @@ def compare_widths(
         recipe: of every final training.
         folder: where result.json, widths.csv, history.csv, report.html, slim.safetensors and checkpoints go.
         runs: trainings of each network.
+        weights: what final trainings start from. "scratch", the default, as in the paper; or "inherited", the default
+            where the network is trained: the found network goes on from the supernet's weights, Uniform and Random from
+            the dense network's most important channels, and the dense network from its own. That implies from_dense.
+        tuning: the recipe of final trainings that inherit weights; unless given, `recipe`, by which the dense network
+            was trained.
+        trained: whether what the factory makes is trained already: no dense network is trained before the search.
         from_dense: whether the supernet starts from the trained dense network of the first run, its most important
-            channels first; it is trained anyway. Goes with a small learning rate, sandwich=True and distill=True.
+            channels first. Goes with a small learning rate, sandwich=True and distill=True.
         supernets: how many are trained; a score is the mean of theirs. Each has an initialisation of its own, or starts
             from the dense network of a run of its own.
         finalists: with more than 1, so many networks, the search's best and Uniform, are trained shortly and
@@ -97,46 +107,57 @@ def compare_widths(
 
     Raises:
         InfeasibleBudget: before anything is trained, or where the exported network does not fit.
+        ValueError: a number is below 1, or a trained network is to be trained from scratch.
     """
+    inherits = weights == "inherited" or (weights is None and trained)
+    _check_weights(weights, tuning, inherits=inherits, trained=trained)
+    from_dense = from_dense or inherits
     for name, number in (("runs", runs), ("supernets", supernets), ("finalists", finalists)):
         if number < 1:
             raise ValueError(f"{name} must be at least 1, but got {number}")
     limits = space.limits(budget)
     folder = Path(folder)
     checkpoints = folder / "checkpoints"
-    searched = checkpoints / "from-dense" if from_dense else checkpoints  # another start is another supernet
-    settings = {**recipe.settings(), "limits": repr(limits)}
+    # another start is another supernet
+    searched = checkpoints / ("trained" if trained else "from-dense") if from_dense else checkpoints
+    ended = searched / "inherited" if inherits else checkpoints
+    full = Network(space, SubNetwork.fixed(space.largest))
+    ending = tuning or recipe
 
-    def trained(name: str, run: int, network: Network) -> nn.Module:
-        """A network after the recipe; what was trained before comes from its checkpoint."""
-        model = network.make(factory, seed=seed + run)
+    def after(recipe: Recipe, name: str, run: int, network: Network, start: Factory, folder: Path) -> nn.Module:
+        """A network cut out of what `start` makes, after a training; what was trained before is in `folder`."""
+        model = network.make(start, seed=seed + run)
         widths = list(network.subnetwork.widths.bins_kept)
-        place = Checkpoint(checkpoints, f"{name}-{run}", {**settings, "widths": widths, "seed": seed + run})
+        settings = {**recipe.settings(), "limits": repr(limits), "widths": widths, "seed": seed + run}
         train_model(
-            model, data.train, recipe, loss_fn=loss_fn, seed=seed + run, checkpoint=place,
+            model, data.train, recipe, loss_fn=loss_fn, seed=seed + run,
+            checkpoint=Checkpoint(folder, f"{name}-{run}", settings),
             label=f"{name} {run + 1}/{max(run + 1, runs)}", progress=progress,
         )  # fmt: skip
         return model
 
     def beginning(number: int) -> nn.Module:
         """What a supernet starts from."""
-        full = Network(space, SubNetwork.fixed(space.largest))
         if not from_dense:
             return full.make(factory, seed=seed * supernets + number)
-        dense = trained("dense", number, full)
+        if not trained:
+            dense = after(recipe, "dense", number, full, factory, checkpoints)
+        else:
+            dense = full.make(factory, seed=seed)
         drawn = from_first(first_batches(data.train, IMPORTANCE_BATCHES, seed=seed, model=dense))
         importance = channel_importance(dense, space, few_images(drawn), loss_fn=loss_fn, progress=progress)
         return sort_channels(dense, space, importance)
 
-    def chosen(result: Result) -> tuple[Network, str | None]:
-        """The found network, and what the report says of the finalists."""
+    def chosen(result: Result, start: Factory) -> tuple[Network, str | None]:
+        """The found network, and what the report says of the finalists, which are cut out of what `start` makes."""
         if finalists == 1:
-            return Network(result.space, SubNetwork.fixed(result.best.subnetwork.widths)), None
+            found = result.best.subnetwork  # whose own channels have been scored; fresh ones are all alike
+            return Network(result.space, found if inherits else SubNetwork.fixed(found.widths)), None
         candidates = finalists_of(result, finalists)
         best, _ = successive_halving(
-            factory, candidates, rounds=short_rounds(recipe), train_batches=data.train, valid_batches=data.valid,
-            folder=searched / f"finalists-{finalists}", loss_fn=loss_fn, score_fn=score_fn, seed=seed,
-            progress=progress,
+            start, candidates, rounds=short_rounds(ending), train_batches=data.train, valid_batches=data.valid,
+            folder=(ended if inherits else searched) / f"finalists-{finalists}", loss_fn=loss_fn, score_fn=score_fn,
+            seed=seed, progress=progress,
         )  # fmt: skip
         whose = "Uniform: slim is Uniform" if best is candidates[-1] else "found by the search"
         return best, f"{len(candidates)}, the best of them {whose}"
@@ -148,8 +169,10 @@ def compare_widths(
         models, space, train_batches=data.train, valid_batches=data.valid, budget=budget, loss_fn=loss_fn,
         score_fn=score_fn, checkpoint=searched, seed=seed, progress=progress, **search_options,
     )  # fmt: skip
+    starts = dict.fromkeys(("dense", "uniform", "random"), _making(models[0]) if inherits else factory)
+    starts["slim"] = _making(result.supernet) if inherits else factory
     start = time.perf_counter()
-    found, said = chosen(result)
+    found, said = chosen(result, starts["slim"])
     seconds |= result.seconds
     if said is not None:
         seconds["finalists"] = time.perf_counter() - start
@@ -159,20 +182,42 @@ def compare_widths(
     trainings = [(name, run) for run in range(runs) for name in networks]
     for name, run in tqdm(trainings, desc="training", unit="network", disable=None if progress else True, leave=False):
         network = networks[name][run]
-        model = trained(name, run, network)
-        with evaluating(model):
-            scores[name].append(checked_score(score_fn(model, data.test)))
+        model = after(ending, name, run, network, starts[name], ended)
+        scores[name].append(_scored(model, data, score_fn))
         if (name, run) == ("slim", 0):
             _check_fits(model, example_inputs, limits, space)
             save_slim(model, network.space, network.subnetwork, folder / "slim.safetensors")
     seconds["training"] = time.perf_counter() - start
-    report = _report(result, networks, scores, seconds, said, command)
+    before = _scored(models[0], data, score_fn) if inherits else None
+    report = _report(result, networks, scores, before, seconds, said, command)
     write_report(folder, report)
     return report
 
 
+def _check_weights(weights: object, tuning: object, *, inherits: bool, trained: bool) -> None:
+    if weights not in (None, *get_args(Weights)):
+        raise ValueError(f"weights must be one of {', '.join(get_args(Weights))}, but got {weights!r}")
+    if trained and not inherits:
+        raise ValueError(
+            "trained=True says that the factory makes a trained network, and weights='scratch' wants a fresh one: "
+            "leave out one of them"
+        )
+    if tuning is not None and not inherits:
+        raise ValueError("tuning is for final trainings that inherit weights: give weights='inherited' too")
+
+
+def _making(model: nn.Module) -> Factory:
+    """A factory that makes the same again and again, for networks to be cut out of."""
+    return lambda: model
+
+
+def _scored(model: nn.Module, data: Data, score_fn: ScoreFn) -> float:
+    with evaluating(model):
+        return checked_score(score_fn(model, data.test))
+
+
 def _networks(space: SearchSpace, found: Network, limits: Limits, *, runs: int, seed: int) -> dict[str, list[Network]]:
-    """Each network's widths in each run; all are initialised and cut alike, by the fixed pattern."""
+    """Each network's widths in each run; fresh ones are all initialised and cut alike, by the fixed pattern."""
     return {
         "dense": [Network(space, SubNetwork.fixed(space.largest))] * runs,
         "slim": [found] * runs,
@@ -194,6 +239,7 @@ def _report(
     result: Result,
     networks: Mapping[str, list[Network]],
     scores: Mapping[str, list[float]],
+    before: float | None,
     seconds: Mapping[str, float],
     finalists: str | None,
     command: str | None,
@@ -208,9 +254,12 @@ def _report(
             "accuracy_std": statistics.stdev(scores[name]) if len(scores[name]) > 1 else 0.0,
             "accuracies": scores[name],
         }
+    if before is not None:
+        summary["before"] = {name: summary["dense"][name] for name in ("macs", "params")} | {"accuracy": before}
     summary["seconds"] = dict(seconds)
     summary["runs"] = len(scores["slim"])
-    summary["accuracy_of"] = "networks trained from scratch with one recipe, on the test data"
+    began = "from scratch" if before is None else "further from inherited weights"
+    summary["accuracy_of"] = f"networks trained {began} with one recipe, on the test data"
     summary |= {name: text for name, text in (("finalists", finalists), ("command", command)) if text is not None}
     slim, uniform = networks["slim"][0], networks["uniform"][0]
     summary["widths"] = slim.space.channels(slim.subnetwork.widths)

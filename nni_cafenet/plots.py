@@ -20,8 +20,8 @@ from nni_cafenet.search.searcher import pareto_front
 from nni_cafenet.summary import LABELS
 
 # Okabe and Ito's colours, told apart with any colour vision; each network has a marker of its own as well.
-COLORS = {"dense": "#000000", "slim": "#0072B2", "uniform": "#D55E00", "random": "#AA4499"}
-MARKERS = {"dense": "s", "slim": "o", "uniform": "^", "random": "D"}
+COLORS = {"dense": "#000000", "before": "#777777", "slim": "#0072B2", "uniform": "#D55E00", "random": "#AA4499"}
+MARKERS = {"dense": "s", "before": "P", "slim": "o", "uniform": "^", "random": "D"}
 FULL, CANDIDATE, FRONT, LIMIT = "#D4D8DC", "#8A9199", "#009E73", "#6B7280"
 
 PAGE_INCHES = 11.5
@@ -104,7 +104,7 @@ def draw_accuracy(
 
     Args:
         candidates: (macs, score) of each, from the search.
-        networks: those to compare, named "dense", "slim", "uniform", "random".
+        networks: those to compare, named "dense", "before", "slim", "uniform", "random".
         found: which of the candidates the search has found.
         max_macs: the budget, if it bounds the MACs.
         accuracy_of: what the networks' accuracies are.
@@ -194,7 +194,7 @@ def _draw_candidates(axes: Axes, candidates: Sequence[tuple[int, float]], found:
     _draw_front(axes, candidates)
     if found is not None:
         color, marker = COLORS["slim"], MARKERS["slim"]
-        axes.plot(*found, marker, color=color, markersize=9, markeredgecolor="white", label="slim, the best", zorder=4)
+        axes.plot(*found, marker, color=color, markersize=9, markeredgecolor="white", label="slim", zorder=4)
     axes.set_title("candidates of the search")
     axes.set_ylabel("score in the search")
 

@@ -71,8 +71,9 @@ class Report:
     """All that a run's files show. `summary` is the content of result.json.
 
     Args:
-        summary: macs, params, accuracy and perhaps accuracy_std by network ("dense" and "slim", perhaps "uniform" and
-            "random"), budget, widths, seconds, seed, accuracy_of, and perhaps runs, finalists and command.
+        summary: macs, params, accuracy and perhaps accuracy_std by network ("dense" and "slim", perhaps "uniform",
+            "random", and the dense network "before" its last training), budget, widths, seconds, seed, accuracy_of, and
+            perhaps runs, finalists and command.
         widths: a row for each group.
         history: a row for each scored candidate.
     """
@@ -244,7 +245,9 @@ def _sections(report: Report) -> Iterator[str]:
         for row in report.history  # some searchers pass through larger networks
         if row.macs <= most.get("max_macs", row.macs) and row.params <= most.get("max_params", row.params)
     ]
-    best = min(admitted, key=lambda row: (-row.value, row.macs), default=None)
+    slim = summary["slim"]["macs"], summary["slim"]["params"]
+    chosen = [row for row in admitted if "finalists" not in summary or (row.macs, row.params) == slim]
+    best = min(chosen, key=lambda row: (-row.value, row.macs), default=None)
     accuracy = plots.draw_accuracy(
         [(row.macs, row.score) for row in report.history],
         [

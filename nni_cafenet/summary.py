@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-LABELS = {"dense": "dense", "slim": "slim", "uniform": "Uniform", "random": "Random"}
-OPTIONAL = ("uniform", "random")
+LABELS = {"dense": "dense", "before": "dense before", "slim": "slim", "uniform": "Uniform", "random": "Random"}
+OPTIONAL = ("uniform", "random", "before")
 HEADER = ("network", "MACs", "% of dense", "params", "% of dense", "accuracy")
 
 

@@ -121,6 +121,8 @@ def test_bins_of_single_layers_come_from_the_command_line(own, capsys):
         ["--searcher", "greedy"],
         ["--finalists", "3"],
         ["--from-dense"],
+        ["--weights", "inherited", "--tune-epochs", "1"],
+        ["--trained", "--finalists", "3"],
         ["--searcher", "predictor", "--supernets", "2"],
         ["--train-each", "1", "--evaluations", "9"],
     ],
@@ -131,8 +133,9 @@ def test_search_runs_a_users_own_factories(own, tmp_path, capsys, options):
     assert main([*arguments, *SMALL, *options]) == 0
     result = json.loads((out / "result.json").read_text())
     assert ("finalists" in result["seconds"], "dense" in result["seconds"]) == (
-        "--finalists" in options, "--from-dense" in options,
+        "--finalists" in options, not {"--from-dense", "--weights", "--trained"}.isdisjoint(options),
     )  # fmt: skip
+    assert ("before" in result) == (not {"--weights", "--trained"}.isdisjoint(options))
     assert result["slim"]["macs"] <= 0.6 * result["dense"]["macs"]
     assert "no test loader" in capsys.readouterr().out
 
@@ -183,6 +186,33 @@ def test_what_is_beyond_the_paper_is_a_flag_each(own, tmp_path, monkeypatch):
     assert [(each["random_share"], each["score_candidates"]) for each in (others[0], last)] == [
         (0, None), (1, "sampled:1")
     ]  # fmt: skip
+
+
+def test_inherited_weights_are_trained_gently(own, tmp_path, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(cli, "compare_widths", lambda *_, **options: asked.append(options))
+    monkeypatch.setattr(cli, "_print", lambda *_: None)
+    arguments = ["search", "--model", f"{own}:net", "--data", f"{own}:data", "--budget", "60%", "--out", str(tmp_path)]
+    arguments += ["--train-epochs", "9"]
+    for flags in ([], ["--weights", "inherited"], ["--trained"], ["--trained", "--tune-epochs", "2", "--tune-lr", "1"]):
+        assert main([*arguments, *flags]) == 0
+
+    def lr(make):
+        return make([torch.nn.Parameter(torch.zeros(1))]).param_groups[0]["lr"]
+
+    assert asked[0]["tuning"] is None
+    assert [
+        (each["weights"], each["trained"], each["from_dense"], each["tuning"].epochs, lr(each["tuning"].optimizer_fn),
+         lr(each["optimizer_fn"]), lr(each["recipe"].optimizer_fn))
+        for each in asked[1:]
+    ] == [
+        ("inherited", False, True, 9, pytest.approx(0.1 / 3), pytest.approx(0.1 / 3), 0.1),
+        (None, True, True, 9, pytest.approx(0.1 / 3), pytest.approx(0.1 / 3), 0.1),
+        (None, True, True, 2, 1, pytest.approx(0.1 / 3), 0.1),
+    ]  # fmt: skip
+    with pytest.raises(SystemExit):
+        main([*arguments, "--tune-lr", "1"])
+    assert "--weights inherited" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

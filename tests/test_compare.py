@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,22 @@ import torch
 from torch import nn
 
 import nni_cafenet.compare
-from nni_cafenet import Budget, RandomSearch, Recipe, build_space, channel_importance, cross_entropy, train_model
-from nni_cafenet.compare import Data, compare_widths
+from nni_cafenet import (
+    Budget,
+    RandomSearch,
+    Recipe,
+    accuracy,
+    build_space,
+    channel_importance,
+    cross_entropy,
+    slice_model,
+    train_model,
+)
+from nni_cafenet.compare import Data, Weights, compare_widths
 from nni_cafenet.importance import few_images
-from nni_cafenet.networks import Factory
-from nni_cafenet.report import Report
+from nni_cafenet.networks import Factory, uniform_network
+from nni_cafenet.report import Report, read_report
+from nni_cafenet.result import Result
 from tests.data import EXAMPLE, Net, batches, net
 
 DATA = Data(batches(4, 16), batches(2, 32, seed=5), batches(2, 32, seed=6))
@@ -29,23 +41,25 @@ def compared(folder: Path, *, factory: Factory = net, **options: Any) -> Report:
     )  # fmt: skip
 
 
-def started_from(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
-    """The models that searches start from, from here on."""
+def searches(monkeypatch: pytest.MonkeyPatch) -> tuple[list[nn.Module], list[Result]]:
+    """The models that searches start from, and what they find, from here on."""
     models: list[nn.Module] = []
+    results: list[Result] = []
     search = nni_cafenet.compare.search_widths
 
     def seen(given: Sequence[nn.Module], *arguments: Any, **options: Any) -> Any:
         models.extend(given)
-        return search(given, *arguments, **options)
+        results.append(search(given, *arguments, **options))
+        return results[-1]
 
     monkeypatch.setattr(nni_cafenet.compare, "search_widths", seen)
-    return models
+    return models, results
 
 
 def test_a_supernet_may_start_from_the_dense_network_with_its_best_channels_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    models = started_from(monkeypatch)
+    models, _ = searches(monkeypatch)
     fresh, begun = compared(tmp_path / "fresh"), compared(tmp_path / "begun", from_dense=True)
     dense = net()
     train_model(dense, DATA.train, Recipe(2), loss_fn=cross_entropy, progress=False)
@@ -63,7 +77,7 @@ def test_a_supernet_may_start_from_the_dense_network_with_its_best_channels_firs
 def test_each_of_several_supernets_starts_from_a_network_of_its_own(
     from_dense: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    models = started_from(monkeypatch)
+    models, _ = searches(monkeypatch)
     report = compared(tmp_path, factory=Net, from_dense=from_dense, supernets=2, seed=1)
     first, second = (model.state_dict() for model in models)
     assert not torch.equal(first["0.weight"], second["0.weight"])
@@ -72,10 +86,96 @@ def test_each_of_several_supernets_starts_from_a_network_of_its_own(
     assert report.summary["slim"]["macs"] <= report.summary["budget"]["max_macs"]
 
 
-def test_a_second_call_trains_nothing_and_says_the_same(tmp_path: Path) -> None:
-    first = compared(tmp_path, from_dense=True, finalists=2)
+def trainings(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[nn.Module, Recipe]]:
+    """What each training starts from, by its label, from here on; the first of each."""
+    seen: dict[str, tuple[nn.Module, Recipe]] = {}
+    train = nni_cafenet.compare.train_model
+
+    def watched(model: nn.Module, batches: Any, recipe: Recipe, *, label: str, **options: Any) -> None:
+        seen.setdefault(label, (copy.deepcopy(model).eval(), recipe))
+        train(model, batches, recipe, label=label, **options)
+
+    monkeypatch.setattr(nni_cafenet.compare, "train_model", watched)
+    return seen
+
+
+def trained_net() -> nn.Module:
+    model = net(seed=3)
+    train_model(model, DATA.train, Recipe(3), loss_fn=cross_entropy, progress=False)
+    return model
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_networks_may_go_on_from_what_has_been_learnt(
+    trained: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (models, results), seen = searches(monkeypatch), trainings(monkeypatch)
+    options: dict[str, Any] = {"trained": True, "factory": trained_net} if trained else {"weights": "inherited"}
+    report = compared(tmp_path, tuning=Recipe(3), **options)
+    before = {label: (model, recipe.epochs) for label, (model, recipe) in seen.items()}
+    if not trained:  # the dense network's own training has its label, and came first
+        assert before.pop("dense 1/1")[1] == 2
+    assert {epochs for _, epochs in before.values()} == {3}
+    assert set(before) == {f"{name} 1/1" for name in ("slim", "uniform", "random", *(["dense"] if trained else []))}
+
+    [result], [start], images = results, models, DATA.test[0][0]
+    uniform = uniform_network(SPACE, SPACE.limits(Budget(max_macs="50%")))
+    expected = {
+        "slim 1/1": slice_model(result.supernet, SPACE, result.best.subnetwork),
+        "uniform 1/1": slice_model(start, uniform.space, uniform.subnetwork),
+    }
+    dense = trained_net() if trained else net()
+    if trained:
+        expected["dense 1/1"] = dense
+    else:
+        train_model(dense, DATA.train, Recipe(2), loss_fn=cross_entropy, progress=False)
+    with torch.no_grad():
+        for label, model in expected.items():
+            torch.testing.assert_close(before[label][0](images), model.eval()(images))
+    assert report.summary["before"]["accuracy"] == pytest.approx(accuracy(dense.eval(), DATA.test))
+    assert report.summary["before"]["macs"] == report.summary["dense"]["macs"]
+    assert "further from inherited weights" in report.summary["accuracy_of"] and read_report(tmp_path) == report
+    assert "dense before" in (tmp_path / "report.html").read_text()
+    assert report.summary["slim"]["macs"] <= report.summary["budget"]["max_macs"]
+
+
+def test_finalists_inherit_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[nn.Module] = []
+    halving = nni_cafenet.compare.successive_halving
+
+    def watched(factory: Factory, *given: Any, **options: Any) -> Any:
+        made.append(factory())
+        return halving(factory, *given, **options)
+
+    monkeypatch.setattr(nni_cafenet.compare, "successive_halving", watched)
+    seen = trainings(monkeypatch)
+    report = compared(tmp_path, weights="inherited", finalists=3)
+    found = report.summary["widths"]
+    slim, _ = seen["slim 1/1"]
+    first = made[0].get_parameter("0.weight")
+    assert torch.equal(slim.get_parameter("0.weight"), first[: found[SPACE.groups[0].name]])
+    assert (tmp_path / "checkpoints" / "from-dense" / "inherited" / "finalists-3").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"weights": "old"}, "weights must be one of scratch, inherited, but got 'old'"),
+        ({"weights": "scratch", "trained": True}, "trained=True .* wants a fresh one: leave out one"),
+        ({"tuning": Recipe(1)}, "give weights='inherited' too"),
+    ],
+)
+def test_weights_that_make_no_sense_are_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        compared(tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("weights", ["scratch", "inherited"])
+def test_a_second_call_trains_nothing_and_says_the_same(weights: Weights, tmp_path: Path) -> None:
+    first = compared(tmp_path, from_dense=True, finalists=2, weights=weights)
     saved = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.pt")}
-    second = compared(tmp_path, from_dense=True, finalists=2)
+    second = compared(tmp_path, from_dense=True, finalists=2, weights=weights)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.pt") if "search" not in path.name} == {
         path: time for path, time in saved.items() if "search" not in path.name
     }

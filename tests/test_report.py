@@ -202,6 +202,10 @@ def test_the_marked_candidate_is_the_one_that_was_found(tmp_path: Path, monkeypa
     write_report(tmp_path, replace(make_report(), summary=summary, history=plain))
     write_report(tmp_path, replace(make_report(), summary=summary, history=plain[:1]))
     assert marked == [(890_000, 0.8), (990_000, 0.9), None]
+    for slim in ((900_000, 20_000), (900_001, 20_000)):  # what finalists chose is one of the candidates, or Uniform
+        chosen = {"finalists": "16", "slim": {**summary["slim"], "macs": slim[0], "params": slim[1]}}
+        write_report(tmp_path, replace(make_report(), summary={**summary, **chosen}, history=plain))
+    assert marked[3:] == [(900_000, 0.8), None]
 
 
 def test_long_history_stays_a_small_file(tmp_path: Path) -> None:

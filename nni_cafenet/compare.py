@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import statistics
 import time
@@ -10,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import torch
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -118,10 +120,12 @@ def compare_widths(
     limits = space.limits(budget)
     folder = Path(folder)
     checkpoints = folder / "checkpoints"
-    # another start is another supernet
-    searched = checkpoints / ("trained" if trained else "from-dense") if from_dense else checkpoints
-    ended = searched / "inherited" if inherits else checkpoints
     full = Network(space, SubNetwork.fixed(space.largest))
+    given = full.make(factory, seed=seed) if trained else None
+    # another start is another supernet
+    begun = "from-dense" if given is None else f"trained-{_hash(given)}"
+    searched = checkpoints / begun if from_dense else checkpoints
+    ended = searched / "inherited" if inherits else checkpoints
     ending = tuning or recipe
 
     def after(recipe: Recipe, name: str, run: int, network: Network, start: Factory, folder: Path) -> nn.Module:
@@ -140,10 +144,7 @@ def compare_widths(
         """What a supernet starts from."""
         if not from_dense:
             return full.make(factory, seed=seed * supernets + number)
-        if not trained:
-            dense = after(recipe, "dense", number, full, factory, checkpoints)
-        else:
-            dense = full.make(factory, seed=seed)
+        dense = after(recipe, "dense", number, full, factory, checkpoints) if given is None else given
         drawn = from_first(first_batches(data.train, IMPORTANCE_BATCHES, seed=seed, model=dense))
         importance = channel_importance(dense, space, few_images(drawn), loss_fn=loss_fn, progress=progress)
         return sort_channels(dense, space, importance)
@@ -204,6 +205,14 @@ def _check_weights(weights: object, tuning: object, *, inherits: bool, trained: 
         )
     if tuning is not None and not inherits:
         raise ValueError("tuning is for final trainings that inherit weights: give weights='inherited' too")
+
+
+def _hash(model: nn.Module) -> str:
+    """A short one of a model's tensors."""
+    digest = hashlib.sha256()
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        digest.update(name.encode() + tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:8]
 
 
 def _making(model: nn.Module) -> Factory:

@@ -157,6 +157,16 @@ def test_finalists_inherit_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert (tmp_path / "checkpoints" / "from-dense" / "inherited" / "finalists-3").is_dir()
 
 
+def test_other_trained_weights_are_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models, _ = searches(monkeypatch)
+    compared(tmp_path, trained=True, factory=trained_net)
+    compared(tmp_path, trained=True, factory=net)
+    kept = list(tmp_path.glob("checkpoints/trained-*/supernet.pt"))
+    assert len(kept) == 2 and len({model.state_dict()["0.weight"].sum().item() for model in models}) == 2
+    compared(tmp_path, trained=True, factory=trained_net)
+    assert list(tmp_path.glob("checkpoints/trained-*/supernet.pt")) == kept
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -128,14 +128,14 @@ def compare_widths(
     ended = searched / "inherited" if inherits else checkpoints
     ending = tuning or recipe
 
-    def after(recipe: Recipe, name: str, run: int, network: Network, start: Factory, folder: Path) -> nn.Module:
-        """A network cut out of what `start` makes, after a training; what was trained before is in `folder`."""
+    def after(how: Recipe, name: str, run: int, network: Network, start: Factory, place: Path) -> nn.Module:
+        """A network cut out of what `start` makes, after a training; what was trained before is in `place`."""
         model = network.make(start, seed=seed + run)
         widths = list(network.subnetwork.widths.bins_kept)
-        settings = {**recipe.settings(), "limits": repr(limits), "widths": widths, "seed": seed + run}
+        settings = {**how.settings(), "limits": repr(limits), "widths": widths, "seed": seed + run}
         train_model(
-            model, data.train, recipe, loss_fn=loss_fn, seed=seed + run,
-            checkpoint=Checkpoint(folder, f"{name}-{run}", settings),
+            model, data.train, how, loss_fn=loss_fn, seed=seed + run,
+            checkpoint=Checkpoint(place, f"{name}-{run}", settings),
             label=f"{name} {run + 1}/{max(run + 1, runs)}", progress=progress,
         )  # fmt: skip
         return model

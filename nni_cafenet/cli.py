@@ -25,13 +25,19 @@ from nni_cafenet.errors import CafeNetError, nearest
 from nni_cafenet.report import Report, read_report, summary_table, write_report
 from nni_cafenet.search.evolution import Evolution
 from nni_cafenet.search.greedy import Greedy
-from nni_cafenet.search.predictor import TRAININGS, PredictorSearch
+from nni_cafenet.search.predictor import SCORES, TRAININGS, PredictorSearch
 from nni_cafenet.search.random_search import RandomSearch
 from nni_cafenet.search.searcher import Searcher
 from nni_cafenet.sharing import LocallyFree
 from nni_cafenet.tracing.bins import BinRule
 from nni_cafenet.tracing.build import build_space
 from nni_cafenet.train import Recipe, sgd
+
+POPULATION = 20  # of evolution, which scores as many networks as others in so many generations
+SEARCHERS_OF = {  # whose an option is
+    "evaluations": ("predictor", "random"), "from_uniform": ("evolution",), "population": ("evolution",),
+    "generations": ("evolution", "greedy"),
+}  # fmt: skip
 
 
 class BadArgument(Exception):
@@ -164,18 +170,18 @@ def _add_job(parser: argparse.ArgumentParser, *, budget: str | None, epochs: int
     )  # fmt: skip
     parser.add_argument("--supernets", type=int, default=1, metavar="N", help="score by the mean of N (default 1)")
     parser.add_argument(
-        "--searcher", choices=("evolution", "random", "greedy", "predictor"),
-        help="(default evolution; predictor with --train-each)",
+        "--searcher", choices=("predictor", "evolution", "random", "greedy"), default="predictor",
+        help="evolution and random are CafeNet-E and CafeNet-R of the paper (default %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--from-uniform", action="store_true", help="evolution starts from Uniform too")
-    parser.add_argument("--population", type=int, default=20, help="of a generation (default %(default)s)")
-    parser.add_argument(
-        "--generations", type=int, default=10, help="as many as that times; steps of greedy (default %(default)s)"
-    )
     parser.add_argument(
         "--evaluations", type=int, metavar="N",
-        help=f"for random and predictor (default: as many as evolution's; {TRAININGS} with --train-each)",
+        help=f"of predictor and random (default {SCORES}; {TRAININGS} with --train-each)",
     )  # fmt: skip
+    parser.add_argument("--from-uniform", action="store_true", help="evolution starts from Uniform too")
+    parser.add_argument("--population", type=int, help=f"of evolution's generations (default {POPULATION})")
+    parser.add_argument(
+        "--generations", type=int, help=f"of evolution; steps of greedy (default {SCORES // POPULATION})"
+    )
     parser.add_argument("--seed", type=int, default=0)
 
 
@@ -272,24 +278,28 @@ def _gentle(options: argparse.Namespace) -> float:
 
 
 def _searcher(options: argparse.Namespace) -> Searcher:
-    name = options.searcher or ("predictor" if options.train_each else "evolution")
-    evaluations = options.evaluations
-    if evaluations is not None and name not in ("random", "predictor"):
-        raise BadArgument(f"--evaluations is for --searcher random or predictor; {name} goes by --generations")
-    if options.from_uniform and name != "evolution":
-        raise BadArgument(f"--from-uniform is for --searcher evolution, but the searcher is {name}")
-    if evaluations is None:
-        evaluations = TRAININGS if options.train_each else options.population * options.generations
+    name = options.searcher
+    for option, whose in SEARCHERS_OF.items():
+        if getattr(options, option) not in (None, False) and name not in whose:
+            flag = option.replace("_", "-")
+            raise BadArgument(f"--{flag} is for --searcher {' or '.join(whose)}, but the searcher is {name}")
+    evaluations, population, generations = (
+        default if given is None else given
+        for given, default in (
+            (options.evaluations, TRAININGS if options.train_each else SCORES),
+            (options.population, POPULATION),
+            (options.generations, SCORES // POPULATION),
+        )
+    )
     if name == "random":
         return RandomSearch(evaluations=evaluations, seed=options.seed)
     if name == "predictor":
         return PredictorSearch(evaluations=evaluations, seed=options.seed)
     if name == "greedy":
-        return Greedy(steps=options.generations)
+        return Greedy(steps=generations)
     return Evolution(
-        population=options.population, generations=options.generations, from_uniform=options.from_uniform,
-        seed=options.seed,
-    )  # fmt: skip
+        population=population, generations=generations, from_uniform=options.from_uniform, seed=options.seed
+    )
 
 
 def _model_factory(options: argparse.Namespace) -> Callable[[], Any]:

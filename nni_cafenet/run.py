@@ -26,8 +26,7 @@ from nni_cafenet.cost import Budget, Limits
 from nni_cafenet.distributed import from_first
 from nni_cafenet.phases import search_supernet, train_supernet, try_score
 from nni_cafenet.result import Result
-from nni_cafenet.search.evolution import Evolution
-from nni_cafenet.search.predictor import PredictorSearch
+from nni_cafenet.search.predictor import SCORES, TRAININGS, PredictorSearch
 from nni_cafenet.search.searcher import Candidate, Searcher
 from nni_cafenet.search.stages import Stage, stage_space, within
 from nni_cafenet.sharing import LocallyFree, SharingPattern
@@ -142,7 +141,8 @@ def search_widths(
             of (inputs, targets).
         score_fn: (model in eval mode, batches) -> number, higher is better.
         sharing: which bins stand for a width; LocallyFree(offset=1), the paper's, unless given.
-        searcher: Evolution(seed=seed), CafeNet-E of the paper, unless given; with train_each a PredictorSearch.
+        searcher: PredictorSearch(seed=seed) unless given, which finds more by as many scores than the paper's
+            CafeNet-E, Evolution(seed=seed); its CafeNet-R is RandomSearch(seed=seed).
         epochs: of the supernet's training.
         train_each: with more than 0 there is no supernet: each network that the searcher asks for is trained by itself,
             from `model`, for so many epochs, and scored. To a PredictorSearch some sixty say enough, and the same ones
@@ -179,7 +179,7 @@ def search_widths(
     models = as_models(model)
     check_train_each(train_each, models, sharing=sharing, random_share=random_share, sandwich=sandwich, distill=distill)
     sharing = sharing or LocallyFree(offset=1)
-    searcher = searcher or (PredictorSearch(seed=seed) if train_each else Evolution(seed=seed))
+    searcher = searcher or PredictorSearch(evaluations=TRAININGS if train_each else SCORES, seed=seed)
     check_parts(sharing, searcher)
     for limits in [] if stages else all_limits:
         warn_of_coarse_bins(space, limits)

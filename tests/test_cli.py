@@ -15,7 +15,8 @@ from nni_cafenet import Evolution, PredictorSearch, RandomSearch, cli, count_mac
 from nni_cafenet.cli import main
 from nni_cafenet.demo import IMAGE_SHAPE, DigitsNet
 
-SMALL = ["--epochs", "2", "--train-epochs", "1", "--runs", "1", "--population", "3", "--generations", "2"]
+SHORT = ["--epochs", "2", "--train-epochs", "1", "--runs", "1"]
+SMALL = [*SHORT, "--evaluations", "6"]
 
 OWN = """
 import torch
@@ -117,20 +118,21 @@ def test_bins_of_single_layers_come_from_the_command_line(own, capsys):
 @pytest.mark.parametrize(
     "options",
     [
-        ["--searcher", "random"],
-        ["--searcher", "greedy"],
-        ["--finalists", "3"],
-        ["--from-dense"],
-        ["--weights", "inherited", "--tune-epochs", "1"],
-        ["--trained", "--finalists", "3"],
-        ["--searcher", "predictor", "--supernets", "2"],
+        ["--searcher", "random", "--evaluations", "6"],
+        ["--searcher", "greedy", "--generations", "2"],
+        ["--searcher", "evolution", "--population", "3", "--generations", "2"],
+        ["--evaluations", "6", "--finalists", "3"],
+        ["--evaluations", "6", "--from-dense"],
+        ["--evaluations", "6", "--weights", "inherited", "--tune-epochs", "1"],
+        ["--evaluations", "6", "--trained", "--finalists", "3"],
+        ["--evaluations", "6", "--supernets", "2"],
         ["--train-each", "1", "--evaluations", "9"],
     ],
 )
 def test_search_runs_a_users_own_factories(own, tmp_path, capsys, options):
     out = tmp_path / "run"
     arguments = ["search", "--model", f"{own}:net", "--data", f"{own}:data", "--budget", "60%", "--out", str(out)]
-    assert main([*arguments, *SMALL, *options]) == 0
+    assert main([*arguments, *SHORT, *options]) == 0
     result = json.loads((out / "result.json").read_text())
     assert ("finalists" in result["seconds"], "dense" in result["seconds"]) == (
         "--finalists" in options, not {"--from-dense", "--weights", "--trained"}.isdisjoint(options),
@@ -145,18 +147,20 @@ def test_searchers_ask_for_as_many_networks_as_told(own, tmp_path, capsys, monke
     monkeypatch.setattr(cli, "compare_widths", lambda *_, **options: asked.append(options["searcher"]))
     monkeypatch.setattr(cli, "_print", lambda *_: None)
     arguments = ["search", "--model", f"{own}:net", "--data", f"{own}:data", "--budget", "60%", "--out", str(tmp_path)]
+    evolution = ["--searcher", "evolution"]
     for flags in ([], ["--searcher", "random"], ["--train-each", "5"], ["--train-each", "5", "--evaluations", "30"],
-                  ["--searcher", "predictor"], ["--searcher", "predictor", "--evaluations", "500"]):  # fmt: skip
+                  evolution, [*evolution, "--population", "10"], ["--evaluations", "500"]):  # fmt: skip
         assert main([*arguments, *flags]) == 0
     assert [(type(searcher), searcher.evaluations) for searcher in asked] == [
-        (Evolution, 200), (RandomSearch, 200), (PredictorSearch, 72), (PredictorSearch, 30), (PredictorSearch, 200),
-        (PredictorSearch, 500),
+        (PredictorSearch, 400), (RandomSearch, 400), (PredictorSearch, 72), (PredictorSearch, 30), (Evolution, 400),
+        (Evolution, 200), (PredictorSearch, 500),
     ]  # fmt: skip
-    assert main([*arguments, "--searcher", "predictor", "--evaluations", "0"]) == 1
+    assert main([*arguments, "--evaluations", "0"]) == main([*arguments, *evolution, "--generations", "0"]) == 1
 
     for flags, message in {
-        ("--evaluations", "30"): "random or predictor; evolution goes by --generations",
-        ("--evaluations", "30", "--searcher", "greedy"): "random or predictor; greedy goes by --generations",
+        ("--evaluations", "30", *evolution): "--evaluations is for --searcher predictor or random, .* is evolution",
+        ("--generations", "30"): "--generations is for --searcher evolution or greedy, .* is predictor",
+        ("--population", "30", "--searcher", "random"): "--population is for --searcher evolution, .* is random",
         ("--from-uniform", "--train-each", "5"): "--from-uniform is for --searcher evolution, .* is predictor",
     }.items():
         with pytest.raises(SystemExit):
@@ -169,6 +173,7 @@ def test_what_is_beyond_the_paper_is_a_flag_each(own, tmp_path, monkeypatch):
     monkeypatch.setattr(cli, "compare_widths", lambda *_, **options: asked.append(options))
     monkeypatch.setattr(cli, "_print", lambda *_: None)
     arguments = ["search", "--model", f"{own}:net", "--data", f"{own}:data", "--budget", "60%", "--out", str(tmp_path)]
+    arguments += ["--searcher", "evolution"]
     flags = ["--from-dense", "--sandwich", "--distill", "--from-uniform"]
     assert main(arguments) == main([*arguments, *flags]) == main([*arguments, *flags, "--supernet-lr", "0.2"]) == 0
     assert main([*arguments, "--random-share", "1", "--score-candidates", "sampled:1"]) == 0

@@ -224,9 +224,9 @@ def test_the_same_seed_gives_the_same_result_and_another_another() -> None:
     assert other.history != unbroken().history
 
 
-def test_the_default_searcher_is_evolution_of_the_same_seed() -> None:
+def test_the_default_searcher_is_a_predictor_of_the_same_seed() -> None:
     small = {"epochs": 0, "score_fn": lambda model, given: 1.0}
-    assert run(searcher=None, seed=3, **small).history == run(searcher=Evolution(seed=3), seed=3, **small).history
+    assert run(searcher=None, seed=3, **small).history == run(searcher=PredictorSearch(seed=3), seed=3, **small).history
 
 
 def test_the_caller_s_model_is_unchanged() -> None:

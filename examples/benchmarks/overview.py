@@ -27,11 +27,11 @@ from nni_cafenet.files import replacing
 SHOWN = (-4.5, 2.8)  # points that a panel shows
 NETWORKS = {"vgg13": "VGG-13", "resnet18": "ResNet-18", "mobilenet_v2": "MobileNetV2"}
 FROM_SCRATCH = {
+    "cafenet-predictor": "CafeNet with a predictor, the default",
+    "cafenet-predictor-halving": "the same, then finalists",
     "cafenet-paper": "CafeNet-E, as in the paper",
     "cafenet-e": "CafeNet-E, from Uniform too",
     "cafenet-halving": "the same, then finalists",
-    "cafenet-predictor": "CafeNet, a predictor in the place of evolution",
-    "cafenet-predictor-halving": "the same, then finalists",
     "cafenet-trained-distill-e": "CafeNet-E, supernet from the trained network, distillation",
     "fixed-e": "the fixed pattern, evolution from Uniform",
     "fixed-predictor": "the fixed pattern, a predictor",

@@ -28,7 +28,7 @@ from nni_cafenet.nas.progress import Progress
 from nni_cafenet.nas.ranking import PenalisedScorer, Ranking, as_penalty, check_ran, reported_metric
 from nni_cafenet.phases import search_supernet
 from nni_cafenet.result import Result
-from nni_cafenet.search.evolution import Evolution
+from nni_cafenet.search.predictor import PredictorSearch
 from nni_cafenet.search.searcher import Candidate, Searcher
 from nni_cafenet.sharing import LocallyFree, SharingPattern
 from nni_cafenet.supernet.candidates import Candidates, as_candidates
@@ -55,7 +55,7 @@ class CafeNet(OneShotStrategy):
     Args:
         budget: the most that the found network may cost; may be left out where `filter` bounds MACs or parameters.
         sharing: LocallyFree(offset=1) unless given.
-        searcher: Evolution(seed=seed) unless given.
+        searcher: PredictorSearch(seed=seed) unless given; CafeNet-E of the paper is Evolution(seed=seed).
         candidates: which joint choices a training step compares (see search_widths).
         score_candidates: which ones a score is the best of; those of training unless given.
         random_share: in this first share of the steps a random candidate learns instead of the best one.
@@ -118,7 +118,7 @@ class CafeNet(OneShotStrategy):
         if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
             raise ValueError(f"top_k must be a whole number of at least 1, but got {top_k!r}")
         self.budget, self.sharing = budget, sharing or LocallyFree(offset=1)
-        self.searcher = searcher or Evolution(seed=seed)
+        self.searcher = searcher or PredictorSearch(seed=seed)
         check_parts(self.sharing, self.searcher)
         self.candidates = as_candidates(candidates)
         self.score_candidates = as_candidates(score_candidates or candidates)

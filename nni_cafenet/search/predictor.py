@@ -18,6 +18,7 @@ from nni_cafenet.widths import Widths
 
 Predict = Callable[[Sequence[Widths]], npt.NDArray[np.float64]]  # of each width a score, shape (widths,)
 USUAL = (0.03, 0.5)  # budgets, as shares of the full network
+SCORES = 400  # of a supernet: as many as our benchmarks asked for
 TRAININGS = 72  # were enough for all budgets of our benchmarks, where networks are trained one by one
 ALPHAS = np.logspace(-1, 3, 9)  # of the ridge; which one, the scores say
 
@@ -31,7 +32,7 @@ class PredictorSearch:
     shares of the full network, the same for all limits up to one half, so that searches of these share their scores.
 
     Args:
-        evaluations: widths scored in all; TRAININGS, for networks that are trained one by one, unless given.
+        evaluations: widths scored in all; SCORES unless given. For networks that are trained one by one TRAININGS do.
         first: of these Uniform's and random ones, before the first regression; eight ninths unless given.
         between: the shares of the full network's MACs, or parameters, which the random ones have; 0.03 and 0.5 unless
             given, or what the limits ask for where that is less or more.
@@ -46,7 +47,7 @@ class PredictorSearch:
     def __init__(
         self,
         *,
-        evaluations: int = TRAININGS,
+        evaluations: int = SCORES,
         first: int | None = None,
         between: tuple[float, float] | None = None,
         favourites: int | None = None,

@@ -78,11 +78,14 @@ OVERVIEWS = {
     ),
     "comparison-others": Overview(
         "scratch", FROM_SCRATCH,
-        (("resnet18", "10%"), ("resnet18", "5%"), ("mobilenet_v2", "10%")), "uniform",
+        (("resnet18", "25%"), ("resnet18", "10%"), ("resnet18", "5%"), ("mobilenet_v2", "10%")), "uniform",
     ),
     "comparison-inherited": Overview(
-        "inherited", INHERITED, (("vgg13", "10%"), ("vgg13", "5%"), ("resnet18", "10%"), ("resnet18", "5%")),
-        "fixed-trained-distill-halving",
+        "inherited", INHERITED,
+        (
+            ("vgg13", "50%"), ("vgg13", "25%"), ("vgg13", "10%"), ("vgg13", "5%"),
+            ("resnet18", "10%"), ("resnet18", "5%"),
+        ), "fixed-trained-distill-halving",
     ),
     "comparison-medium": Overview("scratch", FROM_SCRATCH, MEDIUM, "uniform", "medium"),
     "comparison-medium-inherited": Overview(

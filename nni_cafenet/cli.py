@@ -267,7 +267,7 @@ def _tuning(options: argparse.Namespace) -> Recipe | None:
         if (options.tune_epochs, options.tune_lr) != (None, None):
             raise BadArgument("--tune-epochs and --tune-lr are for networks that inherit weights: --weights inherited")
         return None
-    epochs = options.train_epochs if options.tune_epochs is None else options.tune_epochs
+    epochs = _given(options.tune_epochs, options.train_epochs)
     return Recipe(epochs, partial(sgd, lr=options.tune_lr or _gentle(options)))
 
 
@@ -283,14 +283,8 @@ def _searcher(options: argparse.Namespace) -> Searcher:
         if getattr(options, option) not in (None, False) and name not in whose:
             flag = option.replace("_", "-")
             raise BadArgument(f"--{flag} is for --searcher {' or '.join(whose)}, but the searcher is {name}")
-    evaluations, population, generations = (
-        default if given is None else given
-        for given, default in (
-            (options.evaluations, TRAININGS if options.train_each else SCORES),
-            (options.population, POPULATION),
-            (options.generations, SCORES // POPULATION),
-        )
-    )
+    evaluations = _given(options.evaluations, TRAININGS if options.train_each else SCORES)
+    generations = _given(options.generations, SCORES // POPULATION)
     if name == "random":
         return RandomSearch(evaluations=evaluations, seed=options.seed)
     if name == "predictor":
@@ -298,8 +292,14 @@ def _searcher(options: argparse.Namespace) -> Searcher:
     if name == "greedy":
         return Greedy(steps=generations)
     return Evolution(
-        population=population, generations=generations, from_uniform=options.from_uniform, seed=options.seed
-    )
+        population=_given(options.population, POPULATION), generations=generations, from_uniform=options.from_uniform,
+        seed=options.seed,
+    )  # fmt: skip
+
+
+def _given(number: int | None, default: int) -> int:
+    """0 is given, and refused by those who take it."""
+    return default if number is None else number
 
 
 def _model_factory(options: argparse.Namespace) -> Callable[[], Any]:

@@ -170,10 +170,9 @@ def compare_widths(
         models, space, train_batches=data.train, valid_batches=data.valid, budget=budget, loss_fn=loss_fn,
         score_fn=score_fn, checkpoint=searched, seed=seed, progress=progress, **search_options,
     )  # fmt: skip
-    starts = dict.fromkeys(("dense", "uniform", "random"), _making(models[0]) if inherits else factory)
-    starts["slim"] = _making(result.supernet) if inherits else factory
+    start_of_slim, start_of_others = (_making(result.supernet), _making(models[0])) if inherits else (factory, factory)
     start = time.perf_counter()
-    found, said = chosen(result, starts["slim"])
+    found, said = chosen(result, start_of_slim)
     seconds |= result.seconds
     if said is not None:
         seconds["finalists"] = time.perf_counter() - start
@@ -183,7 +182,7 @@ def compare_widths(
     trainings = [(name, run) for run in range(runs) for name in networks]
     for name, run in tqdm(trainings, desc="training", unit="network", disable=None if progress else True, leave=False):
         network = networks[name][run]
-        model = after(ending, name, run, network, starts[name], ended)
+        model = after(ending, name, run, network, start_of_slim if name == "slim" else start_of_others, ended)
         scores[name].append(_scored(model, data, score_fn))
         if (name, run) == ("slim", 0):
             _check_fits(model, example_inputs, limits, space)

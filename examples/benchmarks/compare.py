@@ -38,7 +38,6 @@ from setting import (
     add_setting,
     scores,
     setting_of,
-    sgd,
     write_json,
 )
 from torch import distributed, nn
@@ -50,7 +49,6 @@ from nni_cafenet import (
     Greedy,
     PredictorSearch,
     RandomSearch,
-    Recipe,
     Searcher,
     SearchSpace,
     SubNetwork,
@@ -145,7 +143,7 @@ def cell(setting: Setting, method: str, budget: Budget, weights: str, folder: Pa
         short = max(1, round(SHORT * epochs))
         network, model = best_of_random(
             setting.factory, setting.space, limits, train_batches=setting.splits.train,
-            valid_batches=setting.splits.valid, recipe=Recipe(short, partial(sgd, lr=setting.lr())),
+            valid_batches=setting.splits.valid, recipe=setting.recipe(short),
             folder=setting.work / name, tries=setting.size.tries, device=setting.device, seed=setting.seed,
         )  # fmt: skip
         epochs -= short
@@ -243,10 +241,9 @@ def find(setting: Setting, method: str, limits: Limits, weights: str, folder: Pa
     if not finalists:
         return Found(space, result.best.subnetwork, result.supernet, time.perf_counter() - start, seconds)
     factory = partial(copy.deepcopy, result.supernet) if weights == "inherited" else setting.factory
-    lr = setting.lr(trained=weights == "inherited")
+    recipe = setting.recipe(setting.size.epochs, trained=weights == "inherited")
     best, _ = successive_halving(
-        factory, finalists_of(result, FINALISTS),
-        rounds=short_rounds(Recipe(setting.size.epochs, partial(sgd, lr=lr))),
+        factory, finalists_of(result, FINALISTS), rounds=short_rounds(recipe),
         train_batches=setting.splits.train, valid_batches=setting.splits.valid, device=setting.device,
         folder=setting.work / f"halving-{name}-{weights}", seed=setting.seed,
     )  # fmt: skip

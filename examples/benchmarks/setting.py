@@ -274,14 +274,17 @@ class Setting:
         """
         return TRAINED_LR if trained or self.network in COMPACT else 0.1
 
+    def recipe(self, epochs: int, *, trained: bool = False) -> Recipe:
+        """How networks are trained by themselves, whichever method found them."""
+        return Recipe(epochs, partial(sgd, lr=self.lr(trained=trained)))
+
     def train(
         self, model: nn.Module, name: str, *, epochs: int, trained: bool = False, seed: int | None = None
     ) -> nn.Module:
         """`model`, trained by the recipe of all; `seed` of shuffling and augmentation, if not the setting's own."""
-        lr = self.lr(trained=trained)
-        recipe = Recipe(epochs, optimizer_fn=partial(sgd, lr=lr))
+        recipe = self.recipe(epochs, trained=trained)
         seed = self.seed if seed is None else seed
-        settings = {"lr": lr, **self.settings(epochs), "seed": seed}
+        settings = {"lr": self.lr(trained=trained), **self.settings(epochs), "seed": seed}
         with by_itself():
             train_model(
                 model.to(self.device), self.splits.train, recipe, loss_fn=cross_entropy, seed=seed,
@@ -354,7 +357,7 @@ class Setting:
         start = self.sorted if trained else self.fresh()
         return AloneScorer(
             start, self.space, self.splits.train, list(self.splits.valid), accuracy, cross_entropy,
-            Recipe(epochs, partial(sgd, lr=self.lr(trained=trained))), self.seed,
+            self.recipe(epochs, trained=trained), self.seed,
         )  # fmt: skip
 
     def first_batches(self, count: int) -> list[Batch]:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from torch import nn
 
 from nni_cafenet.cost import Budget, Limits
+from nni_cafenet.distributed import rank
 from nni_cafenet.search.stages import Stage
 from nni_cafenet.space import SearchSpace, uniform_widths
 from nni_cafenet.tracing.bins import FlopsSensitiveBins, rebin
@@ -35,9 +36,12 @@ def limits_of(space: SearchSpace, budget: Budget | None, budgets: Sequence[Budge
 
 
 def warn_of_coarse_bins(space: SearchSpace, limits: Limits) -> None:
-    """Log a warning where Uniform within `limits` has a single bin in most groups: little is left to be searched."""
+    """Log a warning where Uniform within `limits` has a single bin in most groups: little is left to be searched.
+
+    Of several processes, one does.
+    """
     most = len(space.groups) // 2
-    if len(single := _in_one_bin(space, limits)) <= most:
+    if rank() or len(single := _in_one_bin(space, limits)) <= most:
         return
     finer = "a smaller min_bin"
     for beta in FINER:
@@ -47,7 +51,7 @@ def warn_of_coarse_bins(space: SearchSpace, limits: Limits) -> None:
             break
     logger.warning(
         "within %s Uniform keeps a single bin in %d of %d groups (%s, ...), so that there is little to search: "
-        "build_space with %s, for finer bins", limits, len(single), len(space.groups), single[0], finer,
+        "give %s, for finer bins", limits, len(single), len(space.groups), single[0], finer,
     )  # fmt: skip
 
 

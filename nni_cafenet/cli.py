@@ -25,7 +25,7 @@ from nni_cafenet.errors import CafeNetError, nearest
 from nni_cafenet.report import Report, read_report, summary_table, write_report
 from nni_cafenet.search.evolution import Evolution
 from nni_cafenet.search.greedy import Greedy
-from nni_cafenet.search.predictor import SCORES, TRAININGS, PredictorSearch
+from nni_cafenet.search.predictor import SCORES, TRAININGS, PredictorSearch, evaluations_of
 from nni_cafenet.search.random_search import RandomSearch
 from nni_cafenet.search.searcher import Searcher
 from nni_cafenet.sharing import LocallyFree
@@ -283,7 +283,7 @@ def _searcher(options: argparse.Namespace) -> Searcher:
         if getattr(options, option) not in (None, False) and name not in whose:
             flag = option.replace("_", "-")
             raise BadArgument(f"--{flag} is for --searcher {' or '.join(whose)}, but the searcher is {name}")
-    evaluations = _given(options.evaluations, TRAININGS if options.train_each else SCORES)
+    evaluations = _given(options.evaluations, evaluations_of(options.train_each))
     generations = _given(options.generations, SCORES // POPULATION)
     if name == "random":
         return RandomSearch(evaluations=evaluations, seed=options.seed)

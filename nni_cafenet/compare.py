@@ -164,7 +164,7 @@ def compare_widths(
         return best, f"{len(candidates)}, the best of them {whose}"
 
     start = time.perf_counter()
-    models = [beginning(number) for number in range(supernets)]
+    models = [beginning(0)] * supernets if trained else [beginning(number) for number in range(supernets)]
     seconds = {"dense": time.perf_counter() - start} if from_dense else {}
     result = search_widths(
         models, space, train_batches=data.train, valid_batches=data.valid, budget=budget, loss_fn=loss_fn,

@@ -26,7 +26,7 @@ from nni_cafenet.cost import Budget, Limits
 from nni_cafenet.distributed import from_first
 from nni_cafenet.phases import search_supernet, train_supernet, try_score
 from nni_cafenet.result import Result
-from nni_cafenet.search.predictor import SCORES, TRAININGS, PredictorSearch
+from nni_cafenet.search.predictor import PredictorSearch, evaluations_of
 from nni_cafenet.search.searcher import Candidate, Searcher
 from nni_cafenet.search.stages import Stage, stage_space, within
 from nni_cafenet.sharing import LocallyFree, SharingPattern
@@ -179,7 +179,7 @@ def search_widths(
     models = as_models(model)
     check_train_each(train_each, models, sharing=sharing, random_share=random_share, sandwich=sandwich, distill=distill)
     sharing = sharing or LocallyFree(offset=1)
-    searcher = searcher or PredictorSearch(evaluations=TRAININGS if train_each else SCORES, seed=seed)
+    searcher = searcher or PredictorSearch(evaluations=evaluations_of(train_each), seed=seed)
     check_parts(sharing, searcher)
     for limits in [] if stages else all_limits:
         warn_of_coarse_bins(space, limits)

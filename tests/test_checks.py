@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+import nni_cafenet.checks
 from nni_cafenet import Budget, SearchSpace
 from nni_cafenet.checks import warn_of_coarse_bins
 from tests.spaces import chain
@@ -21,8 +22,13 @@ def told(space: SearchSpace, share: str, caplog: pytest.LogCaptureFixture) -> st
 
 def test_a_budget_that_leaves_a_single_bin_to_most_groups_is_told(caplog: pytest.LogCaptureFixture) -> None:
     said = told(COARSE, "15%", caplog)
-    assert "a single bin in 4 of 4 groups (conv0, ...)" in said and "build_space with min_bin=0.5" in said
+    assert "a single bin in 4 of 4 groups (conv0, ...)" in said and "give min_bin=0.5" in said
     assert not told(COARSE, "60%", caplog)
+
+
+def test_of_several_processes_one_tells(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(nni_cafenet.checks, "rank", lambda: 1)
+    assert not told(COARSE, "15%", caplog)
 
 
 def test_bins_that_cannot_be_finer_are_not_to_blame(caplog: pytest.LogCaptureFixture) -> None:

@@ -86,6 +86,23 @@ def test_each_of_several_supernets_starts_from_a_network_of_its_own(
     assert report.summary["slim"]["macs"] <= report.summary["budget"]["max_macs"]
 
 
+def test_several_supernets_of_a_trained_network_share_its_importance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    estimated: list[Any] = []
+    estimate = nni_cafenet.compare.channel_importance
+
+    def counted(*given: Any, **options: Any) -> Any:
+        estimated.append(given)
+        return estimate(*given, **options)
+
+    monkeypatch.setattr(nni_cafenet.compare, "channel_importance", counted)
+    compared(tmp_path, trained=True, factory=trained_net, supernets=2)
+    assert len(estimated) == 1
+    first, second = (torch.load(path)["state"]["model"] for path in sorted(tmp_path.rglob("supernet*.pt")))
+    assert not torch.equal(first["0.weight"], second["0.weight"])  # trained by seeds of their own
+
+
 def trainings(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[nn.Module, Recipe]]:
     """What each training starts from, by its label, from here on; the first of each."""
     seen: dict[str, tuple[nn.Module, Recipe]] = {}

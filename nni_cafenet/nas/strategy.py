@@ -16,7 +16,7 @@ from nni.nas.oneshot.pytorch.strategy import OneShotStrategy
 from nni.nas.space import ExecutableModelSpace, ModelStatus, RawFormatModelSpace, SimplifiedModelSpace
 from torch import nn
 
-from nni_cafenet.checks import check_numbers, check_parts
+from nni_cafenet.checks import check_numbers, check_parts, warn_of_coarse_bins
 from nni_cafenet.cost import Budget
 from nni_cafenet.nas.choices import as_width_space
 from nni_cafenet.nas.confirmation import Confirmed, confirm
@@ -149,6 +149,7 @@ class CafeNet(OneShotStrategy):
         )  # fmt: skip
         least = supernet.sample_of(space.smallest)
         self._constrained.check(space, self._limits, seed=self.seed, sample=least)
+        warn_of_coarse_bins(space, self._limits)
         lower = metric_is_an_error(evaluator) if self.lower_is_better is None else self.lower_is_better
         self._ranking = Ranking(lower, self.penalty)
         self._supernet = Supernet(net, space)

@@ -23,6 +23,11 @@ TRAININGS = 72  # were enough for all budgets of our benchmarks, where networks 
 ALPHAS = np.logspace(-1, 3, 9)  # of the ridge; which one, the scores say
 
 
+def evaluations_of(train_each: int) -> int:
+    """How many evaluations a search has unless told: of a supernet, or where each is a training of so many epochs."""
+    return TRAININGS if train_each else SCORES
+
+
 class PredictorSearch:
     """Scores random widths, then, in rounds, those that a regression of all scores so far thinks best.
 

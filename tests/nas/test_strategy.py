@@ -295,6 +295,16 @@ def test_refuses_an_infeasible_budget(loaders, make_space, make_strategy, make_e
         make_experiment(make_space(), untrainable(loaders), make_strategy(max_macs="0.1%")).run()
 
 
+def test_bins_that_are_too_coarse_for_the_budget_are_told(make_space, loaders, make_strategy, make_experiment, caplog):
+    for min_bin, is_told in ((4, True), (1, False)):
+        caplog.clear()
+        strategy = make_strategy(max_macs="40%")
+        experiment = make_experiment(make_space(min_bin=min_bin), untrainable(loaders), strategy)
+        experiment._action = "create"
+        strategy.initialize(*_wired(experiment))
+        assert ("a single bin in" in caplog.text) is is_told
+
+
 def test_refuses_another_evaluator(make_space, make_strategy, make_experiment):
     with pytest.raises(TypeError, match=r"needs a Lightning evaluator or a FunctionalEvaluator, but got a Evaluator"):
         make_experiment(make_space(), Evaluator(), make_strategy()).run()

@@ -19,7 +19,7 @@ from typing import Any, get_args
 
 import torch
 
-from nni_cafenet.compare import Data, Weights, compare_widths
+from nni_cafenet.compare import Weights, compare_widths
 from nni_cafenet.cost import Budget
 from nni_cafenet.errors import CafeNetError, nearest
 from nni_cafenet.report import Report, read_report, summary_table, write_report
@@ -29,9 +29,11 @@ from nni_cafenet.search.predictor import SCORES, TRAININGS, PredictorSearch, eva
 from nni_cafenet.search.random_search import RandomSearch
 from nni_cafenet.search.searcher import Searcher
 from nni_cafenet.sharing import LocallyFree
+from nni_cafenet.supernet.distillation import Distillation
 from nni_cafenet.tracing.bins import BinRule
 from nni_cafenet.tracing.build import build_space
 from nni_cafenet.train import Recipe, sgd
+from nni_cafenet.trainings import Data
 
 POPULATION = 20  # of evolution, which scores as many networks as others in so many generations
 SEARCHERS_OF = {  # whose an option is
@@ -155,6 +157,10 @@ def _add_job(parser: argparse.ArgumentParser, *, budget: str | None, epochs: int
     parser.add_argument("--tune-epochs", type=int, help="of inherited weights, at the end (default: --train-epochs)")
     parser.add_argument("--tune-lr", type=_rate, help="of inherited weights, at the end (default: a third of --lr)")
     parser.add_argument(
+        "--teach", action="store_true",
+        help="slim networks learn from the trained dense network's answers too, at the end",
+    )  # fmt: skip
+    parser.add_argument(
         "--from-dense", action="store_true",
         help="the supernet starts from the trained dense network, its most important channels first; as it does with "
         "inherited weights",
@@ -229,8 +235,9 @@ def _run_job(options: argparse.Namespace, factory: Callable[[], Any], data: Data
         factory, space, data, example_inputs=example,
         budget=Budget(max_macs=_number(options.budget), max_params=_number(options.max_params)),
         recipe=Recipe(options.train_epochs, partial(sgd, lr=options.lr)), folder=options.out, runs=options.runs,
-        weights=options.weights, tuning=tuning, trained=options.trained, from_dense=from_dense,
-        supernets=options.supernets, finalists=options.finalists, seed=options.seed, command=options.command,
+        weights=options.weights, tuning=tuning, teaching=Distillation if options.teach else None,
+        trained=options.trained, from_dense=from_dense, supernets=options.supernets,
+        finalists=options.finalists, seed=options.seed, command=options.command,
         sharing=None if options.offset is None else LocallyFree(offset=options.offset),
         searcher=searcher, epochs=options.epochs, train_each=options.train_each,
         candidates=options.candidates, score_candidates=options.score_candidates, random_share=options.random_share,

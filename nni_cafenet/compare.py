@@ -6,8 +6,8 @@ import hashlib
 import os
 import statistics
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -15,41 +15,24 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from nni_cafenet.checkpoint import Checkpoint
 from nni_cafenet.cost import Budget, Limits
-from nni_cafenet.distributed import from_first
 from nni_cafenet.errors import InfeasibleBudget
 from nni_cafenet.export.slim_file import save_slim
-from nni_cafenet.halving import finalists_of, short_rounds, successive_halving
-from nni_cafenet.importance import channel_importance, few_images, sort_channels
+from nni_cafenet.halving import finalists_of
 from nni_cafenet.modes import evaluating
 from nni_cafenet.networks import Factory, Network, random_network, uniform_network
 from nni_cafenet.report import Report, write_report
 from nni_cafenet.result import Result, width_rows
 from nni_cafenet.run import search_widths
 from nni_cafenet.space import SearchSpace
-from nni_cafenet.supernet.objectives import LossFn, ScoreFn, TorchLoss, accuracy, checked_score, cross_entropy
+from nni_cafenet.supernet.objectives import ScoreFn, accuracy, checked_score, cross_entropy
 from nni_cafenet.tracing.macs import count_macs
-from nni_cafenet.train import Recipe, first_batches, train_model
+from nni_cafenet.train import Recipe, name_of
+from nni_cafenet.trainings import AnyLoss, Data, Teaching, Trainings
 from nni_cafenet.widths import SubNetwork
 
-IMPORTANCE_BATCHES = 8  # from which the importance of the dense network's channels is estimated
 Weights = Literal["scratch", "inherited"]
-
-
-@dataclass(frozen=True, eq=False)
-class Data:
-    """Batches by their use. Nothing is selected by `test`, which is looked at once for each network, at the end.
-
-    Args:
-        train: what every network is trained on.
-        valid: what the search selects by, a part of the training data that `train` does not hold.
-        test: what accuracies are reported on.
-    """
-
-    train: Iterable[Any]
-    valid: Iterable[Any]
-    test: Iterable[Any]
+NAMES = ("dense", "slim", "uniform", "random")
 
 
 def compare_widths(
@@ -64,12 +47,13 @@ def compare_widths(
     runs: int = 3,
     weights: Weights | None = None,
     tuning: Recipe | None = None,
+    teaching: Teaching | None = None,
     trained: bool = False,
     from_dense: bool = False,
     supernets: int = 1,
     finalists: int = 1,
     seed: int = 0,
-    loss_fn: LossFn | TorchLoss | nn.Module = cross_entropy,
+    loss_fn: AnyLoss = cross_entropy,
     score_fn: ScoreFn = accuracy,
     command: str | None = None,
     progress: bool = True,
@@ -95,6 +79,8 @@ def compare_widths(
             the dense network's most important channels, and the dense network from its own. That implies from_dense.
         tuning: the recipe of final trainings that inherit weights; unless given, `recipe`, by which the dense network
             was trained.
+        teaching: makes of the trained dense network the loss of the slim networks' final trainings and of finalists,
+            such as Distillation; `loss_fn` unless given.
         trained: whether what the factory makes is trained already: no dense network is trained before the search.
         from_dense: whether the supernet starts from the trained dense network of the first run, its most important
             channels first. Goes with a small learning rate, sandwich=True and distill=True.
@@ -120,76 +106,57 @@ def compare_widths(
     limits = space.limits(budget)
     folder = Path(folder)
     checkpoints = folder / "checkpoints"
-    full = Network(space, SubNetwork.fixed(space.largest))
-    given = full.make(factory, seed=seed) if trained else None
-    # another start is another supernet
-    begun = "from-dense" if given is None else f"trained-{_hash(given)}"
+    given = Network.full(space).make(factory, seed=seed) if trained else None
+    trainings = Trainings(
+        factory=factory, space=space, data=data, limits=limits, recipe=recipe, loss_fn=loss_fn, score_fn=score_fn,
+        runs=runs, seed=seed, folder=checkpoints, progress=progress, given=given,
+    )  # fmt: skip
+    # another start is another supernet, another teacher another loss
+    begun = "from-dense" if given is None else f"trained-{_hash_of_weights(given)}"
     searched = checkpoints / begun if from_dense else checkpoints
     ended = searched / "inherited" if inherits else checkpoints
-    ending = tuning or recipe
-
-    def after(how: Recipe, name: str, run: int, network: Network, start: Factory, place: Path) -> nn.Module:
-        """A network cut out of what `start` makes, after a training; what was trained before is in `place`."""
-        model = network.make(start, seed=seed + run)
-        widths = list(network.subnetwork.widths.bins_kept)
-        settings = {**how.settings(), "limits": repr(limits), "widths": widths, "seed": seed + run}
-        train_model(
-            model, data.train, how, loss_fn=loss_fn, seed=seed + run,
-            checkpoint=Checkpoint(place, f"{name}-{run}", settings),
-            label=f"{name} {run + 1}/{max(run + 1, runs)}", progress=progress,
-        )  # fmt: skip
-        return model
-
-    def beginning(number: int) -> nn.Module:
-        """What a supernet starts from."""
-        if not from_dense:
-            return full.make(factory, seed=seed * supernets + number)
-        dense = after(recipe, "dense", number, full, factory, checkpoints) if given is None else given
-        drawn = from_first(first_batches(data.train, IMPORTANCE_BATCHES, seed=seed, model=dense))
-        importance = channel_importance(dense, space, few_images(drawn), loss_fn=loss_fn, progress=progress)
-        return sort_channels(dense, space, importance)
-
-    def chosen(result: Result, start: Factory) -> tuple[Network, str | None]:
-        """The found network, and what the report says of the finalists, which are cut out of what `start` makes."""
-        if finalists == 1:
-            found = result.best.subnetwork  # whose own channels have been scored; fresh ones are all alike
-            return Network(result.space, found if inherits else SubNetwork.fixed(found.widths)), None
-        candidates = finalists_of(result, finalists)
-        best, _ = successive_halving(
-            start, candidates, rounds=short_rounds(ending), train_batches=data.train, valid_batches=data.valid,
-            folder=(ended if inherits else searched) / f"finalists-{finalists}", loss_fn=loss_fn, score_fn=score_fn,
-            seed=seed, progress=progress,
-        )  # fmt: skip
-        whose = "Uniform: slim is Uniform" if best is candidates[-1] else "found by the search"
-        return best, f"{len(candidates)}, the best of them {whose}"
+    taught = "" if teaching is None else f"taught-{_hash(name_of(teaching).encode())}"
 
     start = time.perf_counter()
-    models = [beginning(0)] * supernets if trained else [beginning(number) for number in range(supernets)]
-    seconds = {"dense": time.perf_counter() - start} if from_dense else {}
+    if not from_dense:
+        models = [Network.full(space).make(factory, seed=seed * supernets + number) for number in range(supernets)]
+    elif trained:
+        models = [trainings.sorted_dense(0)] * supernets
+    else:
+        models = [trainings.sorted_dense(number) for number in range(supernets)]
+    slim_loss = loss_fn if teaching is None else trainings.taught_loss(teaching)
+    seconds = {"dense": time.perf_counter() - start} if from_dense or teaching else {}
     result = search_widths(
         models, space, train_batches=data.train, valid_batches=data.valid, budget=budget, loss_fn=loss_fn,
         score_fn=score_fn, checkpoint=searched, seed=seed, progress=progress, **search_options,
     )  # fmt: skip
-    start_of_slim, start_of_others = (_making(result.supernet), _making(models[0])) if inherits else (factory, factory)
-    start = time.perf_counter()
-    found, said = chosen(result, start_of_slim)
     seconds |= result.seconds
-    if said is not None:
+    starts = dict.fromkeys(NAMES, factory)
+    if inherits:
+        starts = {name: _making(result.supernet if name == "slim" else models[0]) for name in NAMES}
+    ending = tuning or recipe
+    sub = result.best.subnetwork  # whose own channels have been scored; fresh ones are all alike
+    found, said = Network(result.space, sub if inherits else SubNetwork.fixed(sub.widths)), None
+    if finalists > 1:
+        start = time.perf_counter()
+        place = (ended if inherits else searched) / taught / f"finalists-{finalists}"
+        found, said = trainings.best_of(finalists_of(result, finalists), ending, starts["slim"], place, slim_loss)
         seconds["finalists"] = time.perf_counter() - start
     start = time.perf_counter()
     networks = _networks(space, found, limits, runs=runs, seed=seed)
     scores: dict[str, list[float]] = {name: [] for name in networks}
-    trainings = [(name, run) for run in range(runs) for name in networks]
-    for name, run in tqdm(trainings, desc="training", unit="network", disable=None if progress else True, leave=False):
+    all_runs = [(name, run) for run in range(runs) for name in networks]
+    for name, run in tqdm(all_runs, desc="training", unit="network", disable=None if progress else True, leave=False):
         network = networks[name][run]
-        model = after(ending, name, run, network, start_of_slim if name == "slim" else start_of_others, ended)
+        place, loss = (ended, loss_fn) if name == "dense" else (ended / taught, slim_loss)
+        model = trainings.after(ending, name, run, network, starts[name], place, loss)
         scores[name].append(_scored(model, data, score_fn))
         if (name, run) == ("slim", 0):
             _check_fits(model, example_inputs, limits, space)
             save_slim(model, network.space, network.subnetwork, folder / "slim.safetensors")
     seconds["training"] = time.perf_counter() - start
     before = _scored(models[0], data, score_fn) if inherits else None
-    report = _report(result, networks, scores, before, seconds, said, command)
+    report = _report(result, networks, scores, before, seconds, said, command, taught=bool(taught))
     write_report(folder, report)
     return report
 
@@ -206,11 +173,19 @@ def _check_weights(weights: object, tuning: object, *, inherits: bool, trained: 
         raise ValueError("tuning is for final trainings that inherit weights: give weights='inherited' too")
 
 
-def _hash(model: nn.Module) -> str:
+def _hash_of_weights(model: nn.Module) -> str:
     """A short one of a model's tensors."""
+    return _hash(*(
+        name.encode() + tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
+        for name, tensor in (*model.named_parameters(), *model.named_buffers())
+    ))  # fmt: skip
+
+
+def _hash(*parts: bytes) -> str:
+    """A short one, for the name of a folder."""
     digest = hashlib.sha256()
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        digest.update(name.encode() + tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    for part in parts:
+        digest.update(part)
     return digest.hexdigest()[:8]
 
 
@@ -227,7 +202,7 @@ def _scored(model: nn.Module, data: Data, score_fn: ScoreFn) -> float:
 def _networks(space: SearchSpace, found: Network, limits: Limits, *, runs: int, seed: int) -> dict[str, list[Network]]:
     """Each network's widths in each run; fresh ones are all initialised and cut alike, by the fixed pattern."""
     return {
-        "dense": [Network(space, SubNetwork.fixed(space.largest))] * runs,
+        "dense": [Network.full(space)] * runs,
         "slim": [found] * runs,
         "uniform": [uniform_network(space, limits)] * runs,
         "random": [random_network(space, limits, seed=seed + run) for run in range(runs)],
@@ -251,6 +226,8 @@ def _report(
     seconds: Mapping[str, float],
     finalists: str | None,
     command: str | None,
+    *,
+    taught: bool,
 ) -> Report:
     base = result.report()
     summary = dict(base.summary)
@@ -267,7 +244,8 @@ def _report(
     summary["seconds"] = dict(seconds)
     summary["runs"] = len(scores["slim"])
     began = "from scratch" if before is None else "further from inherited weights"
-    summary["accuracy_of"] = f"networks trained {began} with one recipe, on the test data"
+    teacher = ", slim ones with the dense one as their teacher" if taught else ""
+    summary["accuracy_of"] = f"networks trained {began} with one recipe{teacher}, on the test data"
     summary |= {name: text for name, text in (("finalists", finalists), ("command", command)) if text is not None}
     slim, uniform = networks["slim"][0], networks["uniform"][0]
     summary["widths"] = slim.space.channels(slim.subnetwork.widths)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from nni_cafenet.compare import Data
+from nni_cafenet.trainings import Data
 
 IMAGE_SHAPE = (1, 1, 8, 8)
 TEST, VALID = 450, 450  # of 1797 images; the other 897 are for training

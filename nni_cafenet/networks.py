@@ -26,6 +26,11 @@ class Network:
     space: SearchSpace
     subnetwork: SubNetwork
 
+    @classmethod
+    def full(cls, space: SearchSpace) -> Network:
+        """The one that all others are cut out of."""
+        return cls(space, SubNetwork.fixed(space.largest))
+
     def make(self, factory: Factory, *, seed: int) -> nn.Module:
         """A freshly initialised network of these widths; the same one for the same seed."""
         with torch.random.fork_rng():

@@ -61,7 +61,7 @@ class Recipe:
 
     def settings(self) -> dict[str, Any]:
         """What a checkpoint is compared by: plain values, the same in every process."""
-        return {"epochs": self.epochs, "optimizer": _name(self.optimizer_fn), "schedule": _name(self.schedule_fn)}
+        return {"epochs": self.epochs, "optimizer": name_of(self.optimizer_fn), "schedule": name_of(self.schedule_fn)}
 
 
 def train_model(
@@ -203,11 +203,11 @@ def _set_epoch(batches: Iterable[Any], epoch: int) -> None:
         set_epoch(epoch)
 
 
-def _name(function: Callable[..., Any]) -> str:
+def name_of(function: Callable[..., Any]) -> str:
     """A function by its name and bound arguments: its repr holds an address, another one in every process."""
     if isinstance(function, partial):
         bound = [*map(repr, function.args), *(f"{key}={value!r}" for key, value in function.keywords.items())]
-        return f"{_name(function.func)}({', '.join(bound)})"
+        return f"{name_of(function.func)}({', '.join(bound)})"
     named = function if hasattr(function, "__qualname__") else type(function)
     return f"{named.__module__}.{named.__qualname__}"
 

@@ -124,7 +124,7 @@ def test_bins_of_single_layers_come_from_the_command_line(own, capsys):
         ["--evaluations", "6", "--finalists", "3"],
         ["--evaluations", "6", "--from-dense"],
         ["--evaluations", "6", "--weights", "inherited", "--tune-epochs", "1"],
-        ["--evaluations", "6", "--trained", "--finalists", "3"],
+        ["--evaluations", "6", "--trained", "--finalists", "3", "--teach"],
         ["--evaluations", "6", "--supernets", "2"],
         ["--train-each", "1", "--evaluations", "9"],
     ],
@@ -137,6 +137,7 @@ def test_search_runs_a_users_own_factories(own, tmp_path, capsys, options):
     assert ("finalists" in result["seconds"], "dense" in result["seconds"]) == (
         "--finalists" in options, not {"--from-dense", "--weights", "--trained"}.isdisjoint(options),
     )  # fmt: skip
+    assert ("as their teacher" in result["accuracy_of"]) == ("--teach" in options)
     assert ("before" in result) == (not {"--weights", "--trained"}.isdisjoint(options))
     assert result["slim"]["macs"] <= 0.6 * result["dense"]["macs"]
     assert "no test loader" in capsys.readouterr().out

@@ -12,8 +12,11 @@ import torch
 from torch import nn
 
 import nni_cafenet.compare
+import nni_cafenet.trainings
 from nni_cafenet import (
     Budget,
+    Distillation,
+    InvalidBatches,
     RandomSearch,
     Recipe,
     accuracy,
@@ -23,11 +26,12 @@ from nni_cafenet import (
     slice_model,
     train_model,
 )
-from nni_cafenet.compare import Data, Weights, compare_widths
+from nni_cafenet.compare import Weights, compare_widths
 from nni_cafenet.importance import few_images
 from nni_cafenet.networks import Factory, uniform_network
 from nni_cafenet.report import Report, read_report
 from nni_cafenet.result import Result
+from nni_cafenet.trainings import Data
 from tests.data import EXAMPLE, Net, batches, net
 
 DATA = Data(batches(4, 16), batches(2, 32, seed=5), batches(2, 32, seed=6))
@@ -90,13 +94,13 @@ def test_several_supernets_of_a_trained_network_share_its_importance(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     estimated: list[Any] = []
-    estimate = nni_cafenet.compare.channel_importance
+    estimate = nni_cafenet.trainings.channel_importance
 
     def counted(*given: Any, **options: Any) -> Any:
         estimated.append(given)
         return estimate(*given, **options)
 
-    monkeypatch.setattr(nni_cafenet.compare, "channel_importance", counted)
+    monkeypatch.setattr(nni_cafenet.trainings, "channel_importance", counted)
     compared(tmp_path, trained=True, factory=trained_net, supernets=2)
     assert len(estimated) == 1
     first, second = (torch.load(path)["state"]["model"] for path in sorted(tmp_path.rglob("supernet*.pt")))
@@ -106,13 +110,13 @@ def test_several_supernets_of_a_trained_network_share_its_importance(
 def trainings(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[nn.Module, Recipe]]:
     """What each training starts from, by its label, from here on; the first of each."""
     seen: dict[str, tuple[nn.Module, Recipe]] = {}
-    train = nni_cafenet.compare.train_model
+    train = nni_cafenet.trainings.train_model
 
     def watched(model: nn.Module, batches: Any, recipe: Recipe, *, label: str, **options: Any) -> None:
         seen.setdefault(label, (copy.deepcopy(model).eval(), recipe))
         train(model, batches, recipe, label=label, **options)
 
-    monkeypatch.setattr(nni_cafenet.compare, "train_model", watched)
+    monkeypatch.setattr(nni_cafenet.trainings, "train_model", watched)
     return seen
 
 
@@ -156,15 +160,58 @@ def test_networks_may_go_on_from_what_has_been_learnt(
     assert report.summary["slim"]["macs"] <= report.summary["budget"]["max_macs"]
 
 
+@pytest.mark.parametrize("options", [{}, {"weights": "inherited"}, {"trained": True, "factory": trained_net}])
+def test_slim_networks_may_learn_from_the_dense_one(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, losses = trainings(monkeypatch), {}
+    teachers: list[nn.Module] = []
+
+    def teaching(model: nn.Module) -> Distillation:
+        teachers.append(copy.deepcopy(model).eval())
+        return Distillation(model, weight=0.7)
+
+    train = nni_cafenet.trainings.train_model
+
+    def watched(*given: Any, label: str, loss_fn: Any, **settings: Any) -> None:
+        losses.setdefault(label, loss_fn)
+        train(*given, label=label, loss_fn=loss_fn, **settings)
+
+    monkeypatch.setattr(nni_cafenet.trainings, "train_model", watched)
+    report = compared(tmp_path, teaching=teaching, **options)
+    dense = trained_net() if "trained" in options else net()
+    if "trained" not in options:
+        train_model(dense, DATA.train, Recipe(2), loss_fn=cross_entropy, progress=False)
+    [teacher], images = teachers, DATA.test[0][0]
+    with torch.no_grad():
+        torch.testing.assert_close(teacher(images), dense.eval()(images))
+    taught = {label.split()[0] for label, loss in losses.items() if isinstance(loss, Distillation)}
+    assert taught == {"slim", "uniform", "random"} == {label.split()[0] for label in seen} - {"dense"}
+    assert "slim ones with the dense one as their teacher" in report.summary["accuracy_of"]
+
+    trained, other = len(list(tmp_path.rglob("slim-0.pt"))), compared(tmp_path, **options)  # without a teacher
+    assert len(list(tmp_path.rglob("slim-0.pt"))) == trained + 1 and "teacher" not in other.summary["accuracy_of"]
+    assert len(list(tmp_path.rglob("supernet.pt"))) == 1
+
+
+def test_a_teacher_of_other_classes_is_refused_before_the_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models, _ = searches(monkeypatch)
+    with pytest.raises(InvalidBatches, match="both must answer with logits for the same classes"):
+        compared(tmp_path, teaching=lambda dense: Distillation(nn.Sequential(dense, nn.Linear(4, 7))))
+    assert not models
+
+
 def test_finalists_inherit_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[nn.Module] = []
-    halving = nni_cafenet.compare.successive_halving
+    halving = nni_cafenet.trainings.successive_halving
 
     def watched(factory: Factory, *given: Any, **options: Any) -> Any:
         made.append(factory())
         return halving(factory, *given, **options)
 
-    monkeypatch.setattr(nni_cafenet.compare, "successive_halving", watched)
+    monkeypatch.setattr(nni_cafenet.trainings, "successive_halving", watched)
     seen = trainings(monkeypatch)
     report = compared(tmp_path, weights="inherited", finalists=3)
     found = report.summary["widths"]

@@ -29,13 +29,14 @@ from nni_cafenet import (
     slice_model,
     train_model,
 )
-from nni_cafenet.compare import Data, compare_widths
+from nni_cafenet.compare import compare_widths
 from nni_cafenet.cost import Limits
 from nni_cafenet.halving import best_of_random, finalists_of, short_rounds, successive_halving
 from nni_cafenet.networks import Network, random_network, uniform_network
 from nni_cafenet.report import Report, summary_table
 from nni_cafenet.search.searcher import draw_within
 from nni_cafenet.train import sgd
+from nni_cafenet.trainings import Data
 from tests.data import EXAMPLE, batches, net
 from tests.snapshots import Snapshot
 

@@ -77,6 +77,7 @@ ORDER = [
     "phases",
     "networks",
     "halving",
+    "trainings",
     "run",
     "nas.compat",
     "export.speedup",

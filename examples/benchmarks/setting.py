@@ -29,7 +29,6 @@ from nni_cafenet import (
     SearchSpace,
     SharingPattern,
     SingleChannels,
-    SubNetwork,
     Supernet,
     UniformBins,
     Widths,
@@ -304,7 +303,7 @@ class Setting:
 
     def fresh(self) -> nn.Module:
         """The full network, untrained."""
-        network = Network(self.space, SubNetwork.fixed(self.space.largest))
+        network = Network.full(self.space)
         return network.make(self.factory, seed=self.seed).to(self.device)
 
     @cached_property

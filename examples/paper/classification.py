@@ -204,7 +204,7 @@ def teacher(job: Job) -> nn.Module:
 def searched(job: Job, method: str, budget: Budget, folder: Path) -> Network:
     """The full network for "dense"; else the best one of a search."""
     if method == "dense":
-        return Network(job.space, SubNetwork.fixed(job.space.largest))
+        return Network.full(job.space)
     e, search, seed = job.experiment, job.search, job.options.seed
     population, generations = (2, 2) if job.options.dry_run else (POPULATION, GENERATIONS)
     generations *= search.searching
@@ -218,7 +218,7 @@ def searched(job: Job, method: str, budget: Budget, folder: Path) -> Network:
     stages = linear_stages(budget, count=job.options.stages) if job.options.stages > 1 else ()
     shared = job.folder("supernet") / "supernet.pt"  # it knows neither budget nor searcher: trained once for all
     copied(shared, folder / "search" / "supernet.pt")
-    model = Network(job.space, SubNetwork.fixed(job.space.largest)).make(job.factory, seed=seed)
+    model = Network.full(job.space).make(job.factory, seed=seed)
     result = search_widths(
         model.to(device()), job.space, train_batches=job.batches("train", e.supernet.batch),
         valid_batches=job.batches("valid"), budget=budget, loss_fn=job.cast(e.loss), score_fn=job.cast(e.score),

@@ -50,8 +50,8 @@ def train_again(setting: Setting, path: Path, row: dict[str, Any], times: int) -
     assert network.macs == row["macs"], f"{path} holds another network"
     for number in range(len(row.setdefault("again", [])), times):
         seed = setting.seed + APART * (number + 1)
-        epochs = setting.epochs_of(row["method"])
-        row["again"].append(trained_again(setting, network, f"again-{number}-{path.stem}", seed=seed, epochs=epochs))
+        name = f"again-{number}-{path.stem}"
+        row["again"].append(trained_again(setting, network, name, seed=seed, method=row["method"]))
         write_json(path, row)
 
 

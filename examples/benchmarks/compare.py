@@ -32,10 +32,10 @@ from rivals import RIVALS, Unreachable, choose
 from setting import (
     ALONE_ARM,
     ARMS,
-    LONGER,
     RememberingScorer,
     Setting,
     add_setting,
+    found_by,
     scores,
     setting_of,
     write_json,
@@ -109,7 +109,7 @@ def main() -> None:
     baselines = [*BASELINES, SORTED] if options.weights == "inherited" else BASELINES
     methods = options.methods or [*baselines, *SEARCHES, *rivals]
     try:
-        for method in {method.removesuffix(LONGER) for method in methods} - {"dense", *BASELINES, SORTED, *RIVALS}:
+        for method in set(map(found_by, methods)) - {"dense", *BASELINES, SORTED, *RIVALS}:
             parts(method)
     except ValueError as error:
         parser.error(str(error))
@@ -124,7 +124,7 @@ def main() -> None:
             if options.search_only:
                 if method != "dense":
                     limits = setting.space.limits(Budget(max_macs=budget))
-                    find(setting, method.removesuffix(LONGER), limits, options.weights, path.parent)
+                    find(setting, found_by(method), limits, options.weights, path.parent)
                 continue
             row = {"size": options.size, "network": options.network, "budget": budget, "method": method, "seed": seed}
             row |= cell(setting, method, Budget(max_macs=budget), options.weights, path.parent)
@@ -134,23 +134,22 @@ def main() -> None:
 def cell(setting: Setting, method: str, budget: Budget, weights: str, folder: Path) -> dict[str, Any]:
     """One method at one budget with one seed: its widths, trained and looked at."""
     limits = setting.space.limits(budget)
-    found_by = method.removesuffix(LONGER)
-    epochs = setting.epochs_of(method)
+    ending = setting.ending(method)
     name = "dense" if (method, weights) == ("dense", "scratch") else f"{method}-{limits.max_macs}-{weights}"
     row: dict[str, Any] = {"weights": weights}
-    if found_by == "random":
+    if found_by(method) == "random":
         start = time.perf_counter()
-        short = max(1, round(SHORT * epochs))
+        short = max(1, round(SHORT * ending["epochs"]))
         network, model = best_of_random(
             setting.factory, setting.space, limits, train_batches=setting.splits.train,
             valid_batches=setting.splits.valid, recipe=setting.recipe(short),
             folder=setting.work / name, tries=setting.size.tries, device=setting.device, seed=setting.seed,
         )  # fmt: skip
-        epochs -= short
+        ending["epochs"] -= short
         row |= {"search_seconds": time.perf_counter() - start}
     else:
         try:
-            found = find(setting, found_by, limits, weights, folder)
+            found = find(setting, found_by(method), limits, weights, folder)
         except Unreachable as error:
             return {**row, "unreachable": str(error)}
         network = Network(found.space, found.subnetwork)
@@ -165,7 +164,7 @@ def cell(setting: Setting, method: str, budget: Budget, weights: str, folder: Pa
         "widths": network.space.channels(network.subnetwork.widths),
     }  # fmt: skip
     start = time.perf_counter()
-    setting.train(model, name, epochs=epochs, trained=weights == "inherited")
+    setting.train(model, name, trained=weights == "inherited", **ending)
     row |= {"training_seconds": time.perf_counter() - start}
     return row | scores(model, setting)
 

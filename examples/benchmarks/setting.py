@@ -21,6 +21,7 @@ from torch import nn
 
 from nni_cafenet import (
     Candidate,
+    Distillation,
     Fixed,
     FlopsSensitiveBins,
     FullyFree,
@@ -124,7 +125,10 @@ class Arm:
         return replace(self, scored="", recalibrated=None)
 
 
-LONGER, TIMES = "-longer", 4  # after any method of compare.py: what it found is trained for so many times the epochs
+# after any method of compare.py, in this order: what it found is trained for so many times the epochs; and learns from
+# the trained dense network's answers too
+LONGER, TIMES = "-longer", 4
+TAUGHT = "-taught"
 ALONE_ARM = "alone"  # no supernet: every network that is asked for is trained by itself
 FREE = LocallyFree(offset=1)
 TRAINED_LR = 0.03  # what trained weights bear
@@ -278,22 +282,25 @@ class Setting:
         return Recipe(epochs, partial(sgd, lr=self.lr(trained=trained)))
 
     def train(
-        self, model: nn.Module, name: str, *, epochs: int, trained: bool = False, seed: int | None = None
-    ) -> nn.Module:
+        self, model: nn.Module, name: str, *, epochs: int, trained: bool = False, taught: bool = False,
+        seed: int | None = None,
+    ) -> nn.Module:  # fmt: skip
         """`model`, trained by the recipe of all; `seed` of shuffling and augmentation, if not the setting's own."""
         recipe = self.recipe(epochs, trained=trained)
         seed = self.seed if seed is None else seed
         settings = {"lr": self.lr(trained=trained), **self.settings(epochs), "seed": seed}
+        loss = Distillation(self.dense) if taught else cross_entropy
         with by_itself():
             train_model(
-                model.to(self.device), self.splits.train, recipe, loss_fn=cross_entropy, seed=seed,
+                model.to(self.device), self.splits.train, recipe, loss_fn=loss, seed=seed,
                 checkpoint=Checkpoint(self.work, name, settings), label=name,
             )  # fmt: skip
         return model
 
-    def epochs_of(self, method: str) -> int:
-        """Of the final training of what a method of compare.py has found."""
-        return self.size.epochs * (TIMES if method.endswith(LONGER) else 1)
+    def ending(self, method: str) -> dict[str, Any]:
+        """How what a method of compare.py has found is trained, as train() takes it."""
+        longer = method.removesuffix(TAUGHT).endswith(LONGER)
+        return {"epochs": self.size.epochs * (TIMES if longer else 1), "taught": method.endswith(TAUGHT)}
 
     def settings(self, epochs: int) -> dict[str, Any]:
         """What the checkpoint of a training depends on."""
@@ -376,12 +383,15 @@ def scores(model: nn.Module, setting: Setting) -> dict[str, float]:
     return {split: scored(model, setting, split) for split in ("check", "test")}
 
 
-def trained_again(
-    setting: Setting, network: Network, name: str, *, seed: int, epochs: int | None = None
-) -> dict[str, float]:
+def found_by(method: str) -> str:
+    """A method of compare.py without how what it has found is trained."""
+    return method.removesuffix(TAUGHT).removesuffix(LONGER)
+
+
+def trained_again(setting: Setting, network: Network, name: str, *, seed: int, method: str = "") -> dict[str, float]:
     """The scores of a network after one more training from scratch, whose initialisation and order are of `seed`."""
     model = network.make(setting.factory, seed=seed)
-    return scores(setting.train(model, name, epochs=epochs or setting.size.epochs, seed=seed), setting)
+    return scores(setting.train(model, name, seed=seed, **setting.ending(method)), setting)
 
 
 def nearest(space: SearchSpace, channels: Mapping[str, int]) -> Widths:

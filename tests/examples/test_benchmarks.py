@@ -6,17 +6,29 @@ import csv
 import importlib
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from operator import itemgetter
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from nni_cafenet import Budget, CafeNetError, Evolution, PredictorSearch, RandomSearch, Widths, build_space, count_macs
+from nni_cafenet import (
+    Budget,
+    CafeNetError,
+    Evolution,
+    PredictorSearch,
+    RandomSearch,
+    Recipe,
+    Widths,
+    build_space,
+    count_macs,
+)
 from tests.examples import on_disk
 
 BENCHMARKS = Path(__file__).parents[2] / "examples" / "benchmarks"
@@ -159,6 +171,34 @@ def test_a_comparison_fits_its_budget_and_a_second_run_trains_nothing(
     del modules["summarise"].main.__globals__["print"]
     assert (out / "small-vgg13-scratch.svg").read_text().count("40% of the MACs") >= 1
     assert len((out / "compare.csv").read_text().splitlines()) == 1 + len(rows) + 1  # the dense network
+
+
+def test_what_is_found_may_learn_from_the_dense_network(
+    modules: dict[str, ModuleType], tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teachers: dict[str, torch.nn.Module | None] = {}
+    longest: dict[str, int] = {}
+    train = modules["setting"].train_model
+
+    def watched(model: torch.nn.Module, batches: object, recipe: Recipe, *, label: str, **more: Any) -> None:
+        method = re.sub(r"(again-\d-40-)?([a-z-]+[a-z]).*", r"\1\2", label)
+        teachers[method], longest[method] = getattr(more["loss_fn"], "teacher", None), recipe.epochs
+        train(model, batches, recipe, label=label, **more)
+
+    monkeypatch.setattr(modules["setting"], "train_model", watched)
+    asked = [*tiny, "--out", str(tmp_path)]
+    methods = ["uniform", "uniform-taught", "uniform-longer-taught"]
+    run(modules["compare"], [*asked, "--budgets", "40%", "--methods", *methods], monkeypatch)
+    run(modules["again"], [*asked, "--times", "1", "--methods", "uniform", "uniform-taught"], monkeypatch)
+    taught = {"uniform-taught", "uniform-longer-taught", "again-0-40-uniform-taught-scratch"}
+    assert longest == {
+        "dense": 2, "uniform": 2, "uniform-taught": 2, "uniform-longer-taught": 8, "again-0-40-uniform-scratch": 2,
+        "again-0-40-uniform-taught-scratch": 2,
+    }  # fmt: skip
+    assert {method for method, teacher in teachers.items() if teacher is not None} == taught
+    dense = torch.load(tmp_path / "work/small/vgg13/seed0/dense.pt")["state"]["model"]
+    for method in taught:
+        assert torch.equal(teachers[method].state_dict()["features.0.weight"], dense["features.0.weight"])
 
 
 def test_a_supernet_is_timed_once(

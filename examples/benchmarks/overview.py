@@ -28,10 +28,12 @@ SHOWN = (-4.5, 2.8)  # points that a panel shows
 NETWORKS = {"vgg13": "VGG-13", "resnet18": "ResNet-18", "mobilenet_v2": "MobileNetV2"}
 FROM_SCRATCH = {
     "cafenet-predictor": "CafeNet with a predictor, the default",
-    "cafenet-predictor-halving": "the same, then finalists",
+    "cafenet-fine-predictor": "the same, in bins as fine as the budget asks for",
+    "cafenet-predictor-halving": "the default, then finalists",
     "cafenet-paper": "CafeNet-E, as in the paper",
     "cafenet-e": "CafeNet-E, from Uniform too",
-    "cafenet-halving": "the same, then finalists",
+    "cafenet-fine-e": "the same, in bins as fine as the budget asks for",
+    "cafenet-halving": "CafeNet-E from Uniform too, then finalists",
     "cafenet-trained-distill-e": "CafeNet-E, supernet from the trained network, distillation",
     "fixed-e": "the fixed pattern, evolution from Uniform",
     "fixed-predictor": "the fixed pattern, a predictor",
@@ -47,9 +49,13 @@ FROM_SCRATCH = {
 }
 INHERITED = {
     "fixed-trained-distill-halving": "the fixed pattern's supernet from the trained network, distillation, finalists",
+    "fixed-trained-distill-halving-taught": "the same, taught by the dense network",
     "uniform-sorted": "Uniform of the dense network's best channels",
+    "uniform-sorted-taught": "the same, taught by the dense network",
     "tp-hessian-local": "torch-pruning, Hessian local",
+    "tp-hessian-local-taught": "the same, taught by the dense network",
     "tp-magnitude-local": "torch-pruning, magnitude (group L2) local",
+    "tp-magnitude-local-taught": "the same, taught by the dense network",
     "tp-taylor-local": "torch-pruning, Taylor local",
     "uniform": "Uniform of its first channels",
     "dense": "dense, trained as much longer",
@@ -74,11 +80,14 @@ class Overview:
 MEDIUM = (("vgg13", "10%"), ("vgg13", "5%"))
 OVERVIEWS = {
     "comparison-vgg13": Overview(
-        "scratch", FROM_SCRATCH, (("vgg13", "25%"), ("vgg13", "10%"), ("vgg13", "5%")), "uniform"
+        "scratch", FROM_SCRATCH, (("vgg13", "50%"), ("vgg13", "25%"), ("vgg13", "10%"), ("vgg13", "5%")), "uniform"
     ),
     "comparison-others": Overview(
         "scratch", FROM_SCRATCH,
-        (("resnet18", "25%"), ("resnet18", "10%"), ("resnet18", "5%"), ("mobilenet_v2", "10%")), "uniform",
+        (
+            ("resnet18", "25%"), ("resnet18", "10%"), ("resnet18", "5%"), ("mobilenet_v2", "10%"),
+            ("mobilenet_v2", "5%"),
+        ), "uniform",
     ),
     "comparison-inherited": Overview(
         "inherited", INHERITED,

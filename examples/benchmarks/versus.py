@@ -23,12 +23,18 @@ Differences = dict[tuple[str, str], dict[int, float]]  # by network and budget, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("methods", nargs=2, metavar="METHOD")
+    parser.add_argument(
+        "--or", dest="instead", metavar="METHOD", help="stands for the first one where that has not run"
+    )
     parser.add_argument("--out", type=Path, required=True, help="the folder that compare.py wrote into")
     parser.add_argument("--size", default="small")
     parser.add_argument("--weights", choices=("scratch", "inherited"), default="scratch")
     options = parser.parse_args()
     cells = [cell for cell in read(options.out) if (cell.size, cell.weights) == (options.size, options.weights)]
-    found = differences(cells, *options.methods)
+    one, other = options.methods
+    found = differences(cells, one, other)
+    if options.instead:
+        found = {**differences(cells, options.instead, other), **found}
     if not found:
         parser.error(f"{options.out} holds no seed of both {' and '.join(options.methods)}")
     for (network, budget), by_seed in sorted(found.items(), key=lambda one: (one[0][0], -float(one[0][1].rstrip("%")))):

@@ -340,6 +340,16 @@ def test_two_methods_are_compared_by_seed_over_all_budgets(
         "vgg13           5%  +1.00 (-24.41 to +26.41) (2)",
         "each network and seed  +1.17 (-3.54 to +5.87) (3)",  # 2.5, the mean of 1 and 3, and -1
     ]
+    write("cafenet-r", "vgg13", "5%", 0, 0.9)
+    write("cafenet-r", "resnet18", "25%", 4, 0.6)
+    write("uniform", "resnet18", "25%", 4, 0.5)
+    run(modules["versus"], ["greedy", "uniform", "--or", "cafenet-r", *asked], monkeypatch)
+    assert capsys.readouterr().out.splitlines()[:4] == [
+        "resnet18       25%  +10.00 (1)",
+        "resnet18        5%  +2.50 (1)",
+        "vgg13          10%  +1.00 (1)",
+        "vgg13           5%  +1.00 (-24.41 to +26.41) (2)",
+    ]
     with pytest.raises(SystemExit):
         run(modules["versus"], ["greedy", "random", *asked], monkeypatch)
 
@@ -360,7 +370,8 @@ def test_readmes_tables_are_what_the_cells_say(modules: dict[str, ModuleType]) -
         cell.test for cell in few
         if (cell.size, cell.weights, cell.budget, cell.method) == ("small", "scratch", "10%", "uniform")
     ]  # fmt: skip
-    assert rows["Uniform"][1] == f"**{100 * np.mean(of_uniform):.1f} ± {100 * np.std(of_uniform, ddof=1):.1f}** (5)"
+    said = rows["Uniform"][rows["method"].index("VGG-13, 10 %")]
+    assert said == f"**{100 * np.mean(of_uniform):.1f} ± {100 * np.std(of_uniform, ddof=1):.1f}** (5)"
     greedy = [cell for cell in few if cell.method == "greedy" and cell.weights == "scratch"]
     took = [np.median([getattr(cell, name) for cell in greedy]) / 60 for name in ("supernet_seconds", "search_seconds")]
     assert overview.minutes_of(few)[2:] == [
@@ -378,7 +389,7 @@ def test_a_plot_shows_differences_and_their_intervals(modules: dict[str, ModuleT
         summarise.Cell("small", "vgg13", "scratch", "10%", method, seed, macs=10, params=5, test=score)
         for method, of_seeds in scores.items() for seed, score in enumerate(of_seeds)
     ]  # fmt: skip
-    first, axes, _ = overview.draw(overview.OVERVIEWS["comparison-vgg13"], cells).axes
+    first, _, axes, _ = overview.draw(overview.OVERVIEWS["comparison-vgg13"], cells).axes
     labels = ["NNI, Slim", "Uniform", "Greedy (AutoSlim)", "CafeNet-E, from Uniform too"]
     assert [label.get_text() for label in first.get_yticklabels()] == labels
     shown = {int(line.get_ydata()[0]): float(line.get_xdata()[0]) for line in axes.lines if line.get_marker() == "o"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from nni_cafenet.compare import compare_widths as compare_widths
 from nni_cafenet.cost import Budget as Budget
 from nni_cafenet.errors import CafeNetError as CafeNetError
 from nni_cafenet.errors import CheckpointMismatch as CheckpointMismatch
@@ -54,6 +55,7 @@ from nni_cafenet.tracing.build import build_space as build_space
 from nni_cafenet.tracing.macs import count_macs as count_macs
 from nni_cafenet.train import Recipe as Recipe
 from nni_cafenet.train import train_model as train_model
+from nni_cafenet.trainings import Data as Data
 from nni_cafenet.widen import widen as widen
 from nni_cafenet.widths import Bins as Bins
 from nni_cafenet.widths import SubNetwork as SubNetwork

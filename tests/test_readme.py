@@ -12,6 +12,7 @@ import torchvision
 import nni_cafenet
 from nni_cafenet.cli import main
 from tests.built import built, some_subnetworks
+from tests.data import EXAMPLE, batches, net
 from tests.models import example
 
 ROOT = Path(nni_cafenet.__file__).parent.parent
@@ -71,6 +72,16 @@ def test_the_constraints_bound_the_space_shown_before_them() -> None:
         3_000_000,
         *[names["space"].space.limits(names["budget"]).max_macs] * 3,
     ]
+
+
+def test_a_trained_network_is_slimmed_as_shown(tmp_path: Path) -> None:
+    (block,) = (block for block in blocks("python") if "compare_widths(" in block)
+    train, valid, test = (batches(2, 16, seed=seed) for seed in (0, 5, 6))
+    names = {"make_trained": net, "images": EXAMPLE, "train": train, "valid": valid, "test": test}
+    names |= {"space": nni_cafenet.build_space(net(), EXAMPLE, min_bin=0.25)}
+    exec(block.replace("20", "2").replace("runs/mine", str(tmp_path)), names)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["slim"]["macs"] <= result["dense"]["macs"] / 10 and "as their teacher" in result["accuracy_of"]
 
 
 def test_commands_in_the_readme_have_the_options_shown(capsys):

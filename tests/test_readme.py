@@ -81,7 +81,7 @@ def test_a_trained_network_is_slimmed_as_shown(tmp_path: Path) -> None:
     names |= {"space": nni_cafenet.build_space(net(), EXAMPLE, min_bin=0.25)}
     exec(block.replace("20", "2").replace("runs/mine", str(tmp_path)), names)
     result = json.loads((tmp_path / "result.json").read_text())
-    assert result["slim"]["macs"] <= result["dense"]["macs"] / 10 and "as their teacher" in result["accuracy_of"]
+    assert result["slim"]["macs"] <= result["dense"]["macs"] / 10 and "inherited weights" in result["accuracy_of"]
 
 
 def test_commands_in_the_readme_have_the_options_shown(capsys):

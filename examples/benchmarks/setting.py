@@ -146,6 +146,9 @@ ARMS = {
     "no-min-min": Arm(FREE, random_share=1.0),
     "uniform-bins": Arm(FREE, bins=UniformBins(8)),
     "locally-free-fine": Arm(FREE, bins=FlopsSensitiveBins(0.25)),
+    "locally-free-fine-trained-distill": Arm(
+        FREE, bins=FlopsSensitiveBins(0.25), trained=True, training=0.5, lr=TRAINED_LR, sandwich=True, distill=True
+    ),
     "long": Arm(FREE, training=3),
     "fixed-long": Arm(Fixed(), training=3),
     "sandwich": Arm(FREE, sandwich=True),

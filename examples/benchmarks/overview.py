@@ -28,11 +28,13 @@ SHOWN = (-4.5, 2.8)  # points that a panel shows
 NETWORKS = {"vgg13": "VGG-13", "resnet18": "ResNet-18", "mobilenet_v2": "MobileNetV2"}
 FROM_SCRATCH = {
     "cafenet-predictor": "CafeNet with a predictor, the default",
-    "cafenet-fine-predictor": "the same, in bins as fine as the budget asks for",
+    "cafenet-fine-predictor": "the same, in finer bins",
+    "cafenet-fine-trained-distill-predictor": "the same, supernet from the trained network, distillation",
+    "cafenet-fine-predictor-halving": "in finer bins, then finalists",
     "cafenet-predictor-halving": "the default, then finalists",
     "cafenet-paper": "CafeNet-E, as in the paper",
     "cafenet-e": "CafeNet-E, from Uniform too",
-    "cafenet-fine-e": "the same, in bins as fine as the budget asks for",
+    "cafenet-fine-e": "the same, in finer bins",
     "cafenet-halving": "CafeNet-E from Uniform too, then finalists",
     "cafenet-trained-distill-e": "CafeNet-E, supernet from the trained network, distillation",
     "fixed-e": "the fixed pattern, evolution from Uniform",

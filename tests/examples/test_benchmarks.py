@@ -379,6 +379,13 @@ def test_readmes_tables_are_what_the_cells_say(modules: dict[str, ModuleType]) -
     ]  # fmt: skip
 
 
+def test_methods_are_of_a_family_however_what_they_find_is_trained(modules: dict[str, ModuleType]) -> None:
+    family = modules["summarise"].family
+    for ending in ("", "-longer", "-taught"):
+        assert {family(f"{name}{ending}") for name in ("uniform", "uniform-sorted", "random", "dense")} == {"baseline"}
+        assert family(f"tp-taylor-local{ending}") == "torch-pruning" and family(f"cafenet-e{ending}") == "CafeNet"
+
+
 def test_a_plot_shows_differences_and_their_intervals(modules: dict[str, ModuleType]) -> None:
     overview, summarise = modules["overview"], modules["summarise"]
     scores = {

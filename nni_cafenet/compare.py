@@ -25,14 +25,13 @@ from nni_cafenet.report import Report, write_report
 from nni_cafenet.result import Result, width_rows
 from nni_cafenet.run import search_widths
 from nni_cafenet.space import SearchSpace
-from nni_cafenet.supernet.objectives import ScoreFn, accuracy, checked_score, cross_entropy
+from nni_cafenet.supernet.objectives import AnyLoss, ScoreFn, accuracy, checked_score, cross_entropy
 from nni_cafenet.tracing.macs import count_macs
 from nni_cafenet.train import Recipe, name_of
-from nni_cafenet.trainings import AnyLoss, Data, Teaching, Trainings
+from nni_cafenet.trainings import Data, Teaching, Trainings
 from nni_cafenet.widths import SubNetwork
 
 Weights = Literal["scratch", "inherited"]
-NAMES = ("dense", "slim", "uniform", "random")
 
 
 def compare_widths(
@@ -131,16 +130,14 @@ def compare_widths(
         score_fn=score_fn, checkpoint=searched, seed=seed, progress=progress, **search_options,
     )  # fmt: skip
     seconds |= result.seconds
-    starts = dict.fromkeys(NAMES, factory)
-    if inherits:
-        starts = {name: _making(result.supernet if name == "slim" else models[0]) for name in NAMES}
+    start_of_slim, start_of_others = (_making(result.supernet), _making(models[0])) if inherits else (factory, factory)
     ending = tuning or recipe
     sub = result.best.subnetwork  # whose own channels have been scored; fresh ones are all alike
     found, said = Network(result.space, sub if inherits else SubNetwork.fixed(sub.widths)), None
     if finalists > 1:
         start = time.perf_counter()
         place = (ended if inherits else searched) / taught / f"finalists-{finalists}"
-        found, said = trainings.best_of(finalists_of(result, finalists), ending, starts["slim"], place, slim_loss)
+        found, said = trainings.best_of(finalists_of(result, finalists), ending, start_of_slim, place, slim_loss)
         seconds["finalists"] = time.perf_counter() - start
     start = time.perf_counter()
     networks = _networks(space, found, limits, runs=runs, seed=seed)
@@ -149,7 +146,8 @@ def compare_widths(
     for name, run in tqdm(all_runs, desc="training", unit="network", disable=None if progress else True, leave=False):
         network = networks[name][run]
         place, loss = (ended, loss_fn) if name == "dense" else (ended / taught, slim_loss)
-        model = trainings.after(ending, name, run, network, starts[name], place, loss)
+        begin = start_of_slim if name == "slim" else start_of_others
+        model = trainings.after(ending, name, run, network, begin, place, loss)
         scores[name].append(_scored(model, data, score_fn))
         if (name, run) == ("slim", 0):
             _check_fits(model, example_inputs, limits, space)

@@ -18,7 +18,7 @@ from nni_cafenet.modes import evaluating
 from nni_cafenet.networks import Factory, Network, random_network, uniform_network
 from nni_cafenet.result import Result
 from nni_cafenet.space import SearchSpace
-from nni_cafenet.supernet.objectives import LossFn, ScoreFn, TorchLoss, accuracy, checked_score, cross_entropy
+from nni_cafenet.supernet.objectives import AnyLoss, ScoreFn, accuracy, checked_score, cross_entropy
 from nni_cafenet.train import Recipe, train_model
 from nni_cafenet.widths import SubNetwork
 
@@ -33,7 +33,7 @@ def successive_halving(
     train_batches: Iterable[Any],
     valid_batches: Iterable[Any],
     folder: str | os.PathLike[str],
-    loss_fn: LossFn | TorchLoss | nn.Module = cross_entropy,
+    loss_fn: AnyLoss = cross_entropy,
     score_fn: ScoreFn = accuracy,
     device: torch.device | str = "cpu",
     seed: int = 0,

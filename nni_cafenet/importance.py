@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from nni_cafenet.errors import InvalidBatches, TrainingDiverged, UnsupportedModel
 from nni_cafenet.modes import evaluating, seeded
 from nni_cafenet.space import SearchSpace
-from nni_cafenet.supernet.objectives import LossFn, TorchLoss, as_loss, checked_loss, cross_entropy
+from nni_cafenet.supernet.objectives import AnyLoss, as_loss, checked_loss, cross_entropy
 from nni_cafenet.tracing.trial import AxisTensors, permuted, tensors_along
 
 Importance = tuple[npt.NDArray[np.float64], ...]
@@ -26,7 +26,7 @@ def channel_importance(
     space: SearchSpace,
     batches: Iterable[Any],
     *,
-    loss_fn: LossFn | TorchLoss | nn.Module = cross_entropy,
+    loss_fn: AnyLoss = cross_entropy,
     progress: bool = True,
 ) -> Importance:
     """How much a trained network would lose with each unit of each group; arrays of shape (units,), higher is more.

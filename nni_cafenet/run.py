@@ -34,7 +34,7 @@ from nni_cafenet.space import SearchSpace
 from nni_cafenet.supernet.candidates import Candidates, as_candidates
 from nni_cafenet.supernet.evaluate import Scorer
 from nni_cafenet.supernet.minmin import MinMin
-from nni_cafenet.supernet.objectives import LossFn, ScoreFn, TorchLoss, accuracy, as_loss, cross_entropy
+from nni_cafenet.supernet.objectives import AnyLoss, ScoreFn, accuracy, as_loss, cross_entropy
 from nni_cafenet.supernet.supernet import Supernet
 from nni_cafenet.sweep import Sweep
 from nni_cafenet.train import OptimizerFn, Recipe, ScheduleFn, cosine, count_batches, first_batches, sgd
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 class SearchOptions(TypedDict, total=False):
     """What :func:`search_widths` takes for one budget as for several; it says what each is."""
 
-    loss_fn: LossFn | TorchLoss | nn.Module
+    loss_fn: AnyLoss
     score_fn: ScoreFn
     sharing: SharingPattern | None
     searcher: Searcher | None
@@ -98,7 +98,7 @@ def search_widths(
     valid_batches: Iterable[Any],
     budget: Budget | None = None,
     budgets: Sequence[Budget] | None = None,
-    loss_fn: LossFn | TorchLoss | nn.Module = cross_entropy,
+    loss_fn: AnyLoss = cross_entropy,
     score_fn: ScoreFn = accuracy,
     sharing: SharingPattern | None = None,
     searcher: Searcher | None = None,

@@ -20,7 +20,7 @@ from nni_cafenet.checkpoint import Memory
 from nni_cafenet.distributed import average_gradients, rank, world_size
 from nni_cafenet.errors import InvalidBatches, TrainingDiverged
 from nni_cafenet.modes import seeded
-from nni_cafenet.supernet.objectives import LossFn, TorchLoss, as_loss, checked_loss
+from nni_cafenet.supernet.objectives import AnyLoss, as_loss, checked_loss
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def train_model(
     batches: Iterable[Any],
     recipe: Recipe,
     *,
-    loss_fn: LossFn | TorchLoss | nn.Module,
+    loss_fn: AnyLoss,
     seed: int = 0,
     checkpoint: Memory | None = None,
     label: str = "training",

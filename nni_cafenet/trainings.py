@@ -18,11 +18,10 @@ from nni_cafenet.importance import channel_importance, few_images, sort_channels
 from nni_cafenet.modes import evaluating
 from nni_cafenet.networks import Factory, Network
 from nni_cafenet.space import SearchSpace
-from nni_cafenet.supernet.objectives import LossFn, ScoreFn, TorchLoss, checked_loss
+from nni_cafenet.supernet.objectives import AnyLoss, LossFn, ScoreFn, checked_loss
 from nni_cafenet.train import Recipe, first_batches, train_model
 
 IMPORTANCE_BATCHES = 8  # from which the importance of the dense network's channels is estimated
-AnyLoss = LossFn | TorchLoss | nn.Module
 Teaching = Callable[[nn.Module], LossFn]  # makes a loss of a trained network
 
 

@@ -132,6 +132,8 @@ TAUGHT = "-taught"
 ALONE_ARM = "alone"  # no supernet: every network that is asked for is trained by itself
 FREE = LocallyFree(offset=1)
 TRAINED_LR = 0.03  # what trained weights bear
+from_trained = partial(Arm, trained=True, training=0.5, lr=TRAINED_LR)
+from_trained_distilled = partial(from_trained, sandwich=True, distill=True)
 ARMS = {
     "locally-free": Arm(FREE),
     "fixed": Arm(Fixed()),
@@ -146,9 +148,7 @@ ARMS = {
     "no-min-min": Arm(FREE, random_share=1.0),
     "uniform-bins": Arm(FREE, bins=UniformBins(8)),
     "locally-free-fine": Arm(FREE, bins=FlopsSensitiveBins(0.25)),
-    "locally-free-fine-trained-distill": Arm(
-        FREE, bins=FlopsSensitiveBins(0.25), trained=True, training=0.5, lr=TRAINED_LR, sandwich=True, distill=True
-    ),
+    "locally-free-fine-trained-distill": from_trained_distilled(FREE, bins=FlopsSensitiveBins(0.25)),
     "long": Arm(FREE, training=3),
     "fixed-long": Arm(Fixed(), training=3),
     "sandwich": Arm(FREE, sandwich=True),
@@ -157,10 +157,10 @@ ARMS = {
     "near-half": Arm(FREE, near=0.5),
     "fixed-near": Arm(Fixed(), near=1.0),
     "lr": Arm(FREE, lr=0.03),
-    "locally-free-trained": Arm(FREE, trained=True, training=0.5, lr=TRAINED_LR),
-    "fixed-trained": Arm(Fixed(), trained=True, training=0.5, lr=TRAINED_LR),
-    "locally-free-trained-distill": Arm(FREE, trained=True, training=0.5, lr=TRAINED_LR, sandwich=True, distill=True),
-    "fixed-trained-distill": Arm(Fixed(), trained=True, training=0.5, lr=TRAINED_LR, sandwich=True, distill=True),
+    "locally-free-trained": from_trained(FREE),
+    "fixed-trained": from_trained(Fixed()),
+    "locally-free-trained-distill": from_trained_distilled(FREE),
+    "fixed-trained-distill": from_trained_distilled(Fixed()),
     "near-distill": Arm(FREE, near=1.0, sandwich=True, distill=True),
     "fixed-sandwich-distill": Arm(Fixed(), sandwich=True, distill=True),
 }

@@ -19,7 +19,7 @@ from nni_cafenet.sharing import Fixed
 from nni_cafenet.supernet.candidates import Tied
 from nni_cafenet.supernet.evaluate import Scorer
 from nni_cafenet.supernet.minmin import MinMin
-from nni_cafenet.supernet.objectives import LossFn, ScoreFn, TorchLoss, as_loss, checked_score
+from nni_cafenet.supernet.objectives import AnyLoss, ScoreFn, as_loss, checked_score
 from nni_cafenet.supernet.supernet import Supernet
 from nni_cafenet.train import Recipe, count_batches, first_batches
 from nni_cafenet.widths import SubNetwork
@@ -31,7 +31,7 @@ class Lesson:
 
     train_batches: Iterable[Any] | None
     valid_batches: Iterable[Any] | None
-    loss_fn: LossFn | TorchLoss | nn.Module
+    loss_fn: AnyLoss
     score_fn: ScoreFn
     recipe: Recipe
 

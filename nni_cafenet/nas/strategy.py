@@ -33,7 +33,7 @@ from nni_cafenet.search.searcher import Candidate, Searcher
 from nni_cafenet.sharing import LocallyFree, SharingPattern
 from nni_cafenet.supernet.candidates import Candidates, as_candidates
 from nni_cafenet.supernet.minmin import MinMin
-from nni_cafenet.supernet.objectives import LossFn, ScoreFn, TorchLoss, accuracy, cross_entropy
+from nni_cafenet.supernet.objectives import AnyLoss, ScoreFn, accuracy, cross_entropy
 from nni_cafenet.supernet.recalibrate import recalibrate
 from nni_cafenet.supernet.supernet import Supernet
 from nni_cafenet.train import OptimizerFn, Recipe, ScheduleFn, cosine, first_batches, sgd
@@ -103,7 +103,7 @@ class CafeNet(OneShotStrategy):
         checkpoint: str | os.PathLike[str] | None = None,
         train_batches: Iterable[Any] | None = None,
         valid_batches: Iterable[Any] | None = None,
-        loss_fn: LossFn | TorchLoss | nn.Module = cross_entropy,
+        loss_fn: AnyLoss = cross_entropy,
         score_fn: ScoreFn = accuracy,
         epochs: int = 60,
         optimizer_fn: OptimizerFn = sgd,

@@ -16,6 +16,7 @@ from nni_cafenet.errors import InvalidBatches, InvalidScore
 LossFn = Callable[[nn.Module, Any], torch.Tensor]  # (model, batch) -> scalar
 ScoreFn = Callable[[nn.Module, Iterable[Any]], float]  # (model in eval mode, batches) -> higher is better
 TorchLoss = Callable[[torch.Tensor, Any], torch.Tensor]  # (outputs, targets) -> scalar
+AnyLoss = LossFn | TorchLoss | nn.Module  # as users give one; as_loss makes a LossFn of it
 
 
 def cross_entropy(model: nn.Module, batch: Any) -> torch.Tensor:
@@ -57,7 +58,7 @@ def accuracy(model: nn.Module, batches: Iterable[Any]) -> float:
     return right / total
 
 
-def as_loss(loss_fn: LossFn | TorchLoss | nn.Module) -> LossFn:
+def as_loss(loss_fn: AnyLoss) -> LossFn:
     """`loss_fn` as a function of (model, batch): torch's own losses are applied to (model(inputs), targets)."""
     function = loss_fn.func if isinstance(loss_fn, partial) else loss_fn
     if isinstance(function, type):

@@ -28,6 +28,7 @@ SHOWN = (-4.5, 2.8)  # points that a panel shows
 NETWORKS = {"vgg13": "VGG-13", "resnet18": "ResNet-18", "mobilenet_v2": "MobileNetV2"}
 FROM_SCRATCH = {
     "cafenet-predictor": "CafeNet with a predictor, the default",
+    "cafenet-trained-distill-predictor": "the default, supernet from the trained network, distillation",
     "cafenet-fine-predictor": "the default, finer bins",
     "cafenet-fine-trained-distill-predictor": "the default, finer bins, supernet from the trained, distillation",
     "cafenet-fine-predictor-halving": "the default, finer bins, then finalists",
@@ -81,16 +82,12 @@ class Overview:
 
 MEDIUM = (("vgg13", "10%"), ("vgg13", "5%"))
 OVERVIEWS = {
-    "comparison-vgg13": Overview(
-        "scratch", FROM_SCRATCH, (("vgg13", "50%"), ("vgg13", "25%"), ("vgg13", "10%"), ("vgg13", "5%")), "uniform"
-    ),
-    "comparison-others": Overview(
-        "scratch", FROM_SCRATCH,
-        (
-            ("resnet18", "25%"), ("resnet18", "10%"), ("resnet18", "5%"), ("mobilenet_v2", "10%"),
-            ("mobilenet_v2", "5%"),
-        ), "uniform",
-    ),
+    **{
+        f"comparison-{network}": Overview(
+            "scratch", FROM_SCRATCH, tuple((network, budget) for budget in ("50%", "25%", "10%", "5%")), "uniform"
+        )
+        for network in NETWORKS
+    },
     "comparison-inherited": Overview(
         "inherited", INHERITED,
         (
@@ -178,7 +175,8 @@ def draw(overview: Overview, cells: Sequence[Cell]) -> Figure:
     }
     methods = [name for name in overview.methods if any(name in lines for lines in panels.values())][::-1]
     figure = Figure(figsize=(3.6 + 1.9 * len(panels), 0.27 * len(methods) + 1.1), layout="constrained")
-    for axes, (title, found) in zip(figure.subplots(1, len(panels), sharey=True), panels.items(), strict=True):
+    (row,) = figure.subplots(1, len(panels), sharey=True, squeeze=False)
+    for axes, (title, found) in zip(row, panels.items(), strict=True):
         axes.axvline(0, color=COLORS["baseline"], linewidth=0.8, linestyle=":")
         for height, method in enumerate(methods):
             if method in found:
@@ -206,11 +204,12 @@ def _draw_line(axes: Axes, line: Line, height: int) -> None:
 
 
 def _columns(overview: Overview, cells: Sequence[Cell]) -> Iterator[tuple[str, list[Cell]]]:
-    """Of each network and budget the title and the cells; the dense network is in all of them."""
+    """Of each network and budget that has run the title and the cells; the dense network is in all of them."""
     own = [cell for cell in cells if (cell.size, cell.weights) == (overview.size, overview.weights)]
     for network, budget in overview.columns:
-        title = f"{NETWORKS[network]}, {budget.replace('%', ' %')}"
-        yield title, [cell for cell in own if cell.network == network and cell.budget in (budget, "100%")]
+        found = [cell for cell in own if cell.network == network and cell.budget in (budget, "100%")]
+        if any(cell.budget == budget for cell in found):
+            yield f"{NETWORKS[network]}, {budget.replace('%', ' %')}", found
 
 
 def _lines(overview: Overview, cells: Iterable[Cell]) -> list[Line]:

@@ -13,6 +13,7 @@ from nni_cafenet.distributed import rank
 from nni_cafenet.search.stages import Stage
 from nni_cafenet.space import SearchSpace, uniform_widths
 from nni_cafenet.tracing.bins import FlopsSensitiveBins, rebin
+from nni_cafenet.train import Recipe
 
 logger = logging.getLogger(__name__)
 FINER = (0.5, 0.25, 0.125)  # min_bin, of which the first that does is recommended
@@ -64,12 +65,15 @@ def _in_one_bin(space: SearchSpace, limits: Limits) -> list[str]:
     ]
 
 
-def check_numbers(random_share: float, recalibrate_batches: int) -> None:
+def check_numbers(
+    *, random_share: float = 0.0, recalibrate_batches: int = 1, ema: float = 0.0, **_others: object
+) -> None:
     """Raise ValueError where a number that every front end takes makes no sense."""
     if not 0 <= random_share <= 1:
         raise ValueError(f"random_share must be 0 to 1, but got {random_share}")
     if recalibrate_batches < 1:
         raise ValueError(f"recalibrate_batches must be at least 1, but got {recalibrate_batches}")
+    Recipe(0, ema=ema)
 
 
 def check_parts(sharing: object, searcher: object) -> None:

@@ -171,6 +171,10 @@ def _add_job(parser: argparse.ArgumentParser, *, budget: str | None, epochs: int
     parser.add_argument("--sandwich", action="store_true", help="the largest and smallest learn in every step")
     parser.add_argument("--distill", action="store_true", help="networks learn from the largest one's answers")
     parser.add_argument(
+        "--ema", type=float, default=0.0, metavar="DECAY",
+        help="the supernet has the moving average of its weights in the end, with this decay (default: the last ones)",
+    )  # fmt: skip
+    parser.add_argument(
         "--train-each", type=int, default=0, metavar="N",
         help="no supernet: train what the searcher asks for by itself, N epochs",
     )  # fmt: skip
@@ -241,7 +245,7 @@ def _run_job(options: argparse.Namespace, factory: Callable[[], Any], data: Data
         sharing=None if options.offset is None else LocallyFree(offset=options.offset),
         searcher=searcher, epochs=options.epochs, train_each=options.train_each,
         candidates=options.candidates, score_candidates=options.score_candidates, random_share=options.random_share,
-        sandwich=options.sandwich, distill=options.distill, optimizer_fn=partial(sgd, lr=supernet_lr),
+        sandwich=options.sandwich, distill=options.distill, ema=options.ema, optimizer_fn=partial(sgd, lr=supernet_lr),
     )  # fmt: skip
     _print(report, options.out)
 

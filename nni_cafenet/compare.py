@@ -15,15 +15,16 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from nni_cafenet.checks import check_numbers
 from nni_cafenet.cost import Budget, Limits
-from nni_cafenet.errors import InfeasibleBudget
+from nni_cafenet.errors import InfeasibleBudget, nearest
 from nni_cafenet.export.slim_file import save_slim
 from nni_cafenet.halving import finalists_of
 from nni_cafenet.modes import evaluating
 from nni_cafenet.networks import Factory, Network, random_network, uniform_network
 from nni_cafenet.report import Report, write_report
 from nni_cafenet.result import Result, width_rows
-from nni_cafenet.run import search_widths
+from nni_cafenet.run import SearchOptions, search_widths
 from nni_cafenet.space import SearchSpace
 from nni_cafenet.supernet.objectives import AnyLoss, ScoreFn, accuracy, checked_score, cross_entropy
 from nni_cafenet.tracing.macs import count_macs
@@ -94,7 +95,8 @@ def compare_widths(
 
     Raises:
         InfeasibleBudget: before anything is trained, or where the exported network does not fit.
-        ValueError: a number is below 1, or a trained network is to be trained from scratch.
+        ValueError: a number makes no sense, or a trained network is to be trained from scratch.
+        TypeError: search_widths has no such option.
     """
     inherits = weights == "inherited" or (weights is None and trained)
     _check_weights(weights, tuning, inherits=inherits, trained=trained)
@@ -102,6 +104,7 @@ def compare_widths(
     for name, number in (("runs", runs), ("supernets", supernets), ("finalists", finalists)):
         if number < 1:
             raise ValueError(f"{name} must be at least 1, but got {number}")
+    _check_options(search_options)
     limits = space.limits(budget)
     folder = Path(folder)
     checkpoints = folder / "checkpoints"
@@ -169,6 +172,15 @@ def _check_weights(weights: object, tuning: object, *, inherits: bool, trained: 
         )
     if tuning is not None and not inherits:
         raise ValueError("tuning is for final trainings that inherit weights: give weights='inherited' too")
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Of the search, which begins after the dense network's training."""
+    known = [name for name in (*SearchOptions.__annotations__, "stages") if name != "checkpoint"]
+    for name in options:
+        if name not in known:
+            raise TypeError(f"{name!r} is no option of compare_widths or search_widths; {nearest(name, known)}")
+    check_numbers(**options)
 
 
 def _hash_of_weights(model: nn.Module) -> str:

@@ -57,6 +57,7 @@ class SearchOptions(TypedDict, total=False):
     random_share: float
     sandwich: bool
     distill: bool
+    ema: float
     recalibrate_batches: int
     optimizer_fn: OptimizerFn
     schedule_fn: ScheduleFn
@@ -110,6 +111,7 @@ def search_widths(
     random_share: float = 0.0,
     sandwich: bool = False,
     distill: bool = False,
+    ema: float = 0.0,
     recalibrate_batches: int = 20,
     optimizer_fn: OptimizerFn = sgd,
     schedule_fn: ScheduleFn = cosine,
@@ -156,6 +158,8 @@ def search_widths(
         sandwich: in every step the largest and the smallest network learn too, as in slimmable networks.
         distill: in every step the largest network learns too, and the others from its answers (for logits of shape
             (N, classes)).
+        ema: with more than 0 the supernet has in the end the moving average of its weights with this decay, such as
+            0.995; so have networks that train_each trains.
         recalibrate_batches: training batches from which each sub-network's BatchNorm statistics are re-estimated.
         optimizer_fn: parameters -> optimizer, for the supernet.
         schedule_fn: (optimizer, steps) -> scheduler, stepped every step.
@@ -174,7 +178,7 @@ def search_widths(
         ValueError: neither a budget nor budgets, or both; no budgets, two alike, or budgets with stages.
     """
     all_limits = limits_of(space, budget, budgets)
-    check_numbers(random_share, recalibrate_batches)
+    check_numbers(random_share=random_share, recalibrate_batches=recalibrate_batches, ema=ema)
     check_stages(stages, space, all_limits[0] if budgets is None else None)
     models = as_models(model)
     check_train_each(train_each, models, sharing=sharing, random_share=random_share, sandwich=sandwich, distill=distill)
@@ -196,7 +200,7 @@ def search_widths(
         settings = {
             "space": space.fingerprint(), "sharing": repr(sharing), "candidates": repr(training), "epochs": epochs,
             "steps": steps, "random_share": random_share, "seed": seed,
-            "sandwich": sandwich, "distill": distill,
+            "sandwich": sandwich, "distill": distill, "ema": ema,
         }  # fmt: skip
         supernets = [Supernet(each, space) for each in models]
         start = time.perf_counter()
@@ -208,7 +212,7 @@ def search_widths(
                 supernet, sharing, training, int(random_share * steps), own, sandwich=sandwich, distill=distill
             )
             train_supernet(
-                supernet, train_batches, Recipe(epochs, optimizer_fn, schedule_fn), minmin, loss_of,
+                supernet, train_batches, Recipe(epochs, optimizer_fn, schedule_fn, ema), minmin, loss_of,
                 checkpoint=_in_folder(folder, name, {**settings, "seed": own}), label=label, progress=progress,
             )  # fmt: skip
         seconds = time.perf_counter() - start
@@ -228,11 +232,11 @@ def search_widths(
         """No supernet: networks are trained when they are asked for."""
         settings = {
             "space": space.fingerprint(), "train_each": train_each, "steps": train_each * batches, "seed": seed,
-            "searcher": repr(searcher),
+            "ema": ema, "searcher": repr(searcher),
         }  # fmt: skip
         scorer = AloneScorer(
             models[0], space, train_batches, valid_batches, score_fn, loss_of,
-            Recipe(train_each, optimizer_fn, schedule_fn), seed,
+            Recipe(train_each, optimizer_fn, schedule_fn, ema), seed,
         )  # fmt: skip
         return _Trained(scorer, searcher, settings, folder, {}, progress)
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from nni_cafenet.checkpoint import Memory
@@ -49,19 +50,27 @@ class Recipe:
         epochs: passes over the training batches.
         optimizer_fn: makes the optimizer from the parameters.
         schedule_fn: makes the scheduler from the optimizer and the number of steps.
+        ema: the decay of the moving average of weights and statistics that the network has in the end; in each step
+            the average keeps so much of itself. With 0 it has the last ones.
     """
 
     epochs: int
     optimizer_fn: OptimizerFn = sgd
     schedule_fn: ScheduleFn = cosine
+    ema: float = 0.0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema must be at least 0 and below 1, such as 0.995, but got {self.ema!r}")
         if isinstance(self.epochs, bool) or not isinstance(self.epochs, int) or self.epochs < 0:
             raise ValueError(f"epochs must be a whole number of at least 0, but got {self.epochs!r}")
 
     def settings(self) -> dict[str, Any]:
         """What a checkpoint is compared by: plain values, the same in every process."""
-        return {"epochs": self.epochs, "optimizer": name_of(self.optimizer_fn), "schedule": name_of(self.schedule_fn)}
+        return {
+            "epochs": self.epochs, "optimizer": name_of(self.optimizer_fn), "schedule": name_of(self.schedule_fn),
+            "ema": self.ema,
+        }  # fmt: skip
 
 
 def train_model(
@@ -123,11 +132,16 @@ def fit(
     per_epoch = count_batches(batches)
     optimizer = recipe.optimizer_fn([parameter for parameter in model.parameters() if parameter.requires_grad])
     schedule = recipe.schedule_fn(optimizer, recipe.epochs * per_epoch)
+    averaged: AveragedModel | None = None
+    if recipe.ema:
+        averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
     place = _Place()
     if checkpoint is not None and (state := checkpoint.load()) is not None:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
+        if averaged is not None:
+            averaged.load_state_dict(state["averaged"])
         place = _Place(**state["place"])
     saved = time.monotonic()
 
@@ -137,6 +151,7 @@ def fit(
             checkpoint.save({
                 "model": model.state_dict(), "optimizer": optimizer.state_dict(),
                 "schedule": schedule.state_dict(), "place": vars(place),
+                "averaged": None if averaged is None else averaged.state_dict(),
             })  # fmt: skip
 
     total = recipe.epochs * per_epoch
@@ -151,6 +166,8 @@ def fit(
                     average_gradients(model.parameters())
                     optimizer.step()
                     schedule.step()
+                    if averaged is not None:
+                        averaged.update_parameters(model)
                     place.step += 1
                     place.loss_sum += loss
                     bar.update()
@@ -168,6 +185,8 @@ def fit(
             if on_epoch is not None:
                 on_epoch()
     optimizer.zero_grad(set_to_none=True)
+    if averaged is not None:
+        model.load_state_dict(averaged.module.state_dict())
     return place.losses
 
 

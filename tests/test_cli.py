@@ -177,7 +177,7 @@ def test_what_is_beyond_the_paper_is_a_flag_each(own, tmp_path, monkeypatch):
     arguments += ["--searcher", "evolution"]
     flags = ["--from-dense", "--sandwich", "--distill", "--from-uniform"]
     assert main(arguments) == main([*arguments, *flags]) == main([*arguments, *flags, "--supernet-lr", "0.2"]) == 0
-    assert main([*arguments, "--random-share", "1", "--score-candidates", "sampled:1"]) == 0
+    assert main([*arguments, "--random-share", "1", "--score-candidates", "sampled:1", "--ema", "0.9"]) == 0
 
     def seen(options):
         made = options["optimizer_fn"]([torch.nn.Parameter(torch.zeros(1))])
@@ -189,8 +189,8 @@ def test_what_is_beyond_the_paper_is_a_flag_each(own, tmp_path, monkeypatch):
     assert plain == (False, False, False, False, 0.1)
     assert beyond == (True, True, True, True, pytest.approx(0.1 / 3))
     assert quick == (True, True, True, True, 0.2)
-    assert [(each["random_share"], each["score_candidates"]) for each in (others[0], last)] == [
-        (0, None), (1, "sampled:1")
+    assert [(each["random_share"], each["score_candidates"], each["ema"]) for each in (others[0], last)] == [
+        (0, None, 0), (1, "sampled:1", 0.9)
     ]  # fmt: skip
 
 

@@ -237,10 +237,17 @@ def test_other_trained_weights_are_another_run(tmp_path: Path, monkeypatch: pyte
         ({"weights": "old"}, "weights must be one of scratch, inherited, but got 'old'"),
         ({"weights": "scratch", "trained": True}, "trained=True .* wants a fresh one: leave out one"),
         ({"tuning": Recipe(1)}, "give weights='inherited' too"),
+        ({"random_share": 2}, "random_share must be 0 to 1, but got 2"),
+        ({"ema": 1}, "ema must be at least 0 and below 1"),
+        ({"sandwhich": True}, "'sandwhich' is no option of compare_widths or search_widths; .*sandwich"),
+        ({"checkpoint": "runs"}, "'checkpoint' is no option of"),
     ],
 )
-def test_weights_that_make_no_sense_are_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_what_makes_no_sense_is_refused_before_anything_is_trained(
+    options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    options = {"from_dense": True, **options}
+    with pytest.raises((ValueError, TypeError), match=message):
         compared(tmp_path / "run", **options)
     assert not (tmp_path / "run").exists()
 

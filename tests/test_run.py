@@ -325,6 +325,18 @@ def test_a_sandwich_that_distils_is_another_search_and_is_resumed_where_it_was(t
         run(checkpoint=tmp_path)
 
 
+def test_a_supernet_of_averaged_weights_is_another_search_and_is_resumed_where_it_was(tmp_path: Path) -> None:
+    whole = run(ema=0.9)
+    assert whole.dense.score != unbroken().dense.score
+    with pytest.raises(Killed):
+        run(ema=0.9, checkpoint=tmp_path, loss_fn=killed_at(17))
+    assert_same(run(ema=0.9, checkpoint=tmp_path), whole)
+    with pytest.raises(CheckpointMismatch, match=r"ema: 0\.9 there, 0\.0 here"):
+        run(checkpoint=tmp_path)
+    with pytest.raises(ValueError, match="ema must be at least 0"):
+        run(ema=1)
+
+
 # in stages
 
 

@@ -94,6 +94,51 @@ def test_training_is_the_plain_loop() -> None:
     assert losses == expected
 
 
+def test_an_average_of_the_weights_is_what_the_network_has_in_the_end() -> None:
+    seen: list[list[torch.Tensor]] = []
+
+    def schedule(optimizer: torch.optim.Optimizer, steps: int) -> Any:
+        """Looks at the weights after each step."""
+        weights = optimizer.param_groups[0]["params"]
+
+        def factor(step: int) -> float:
+            if step:
+                seen.append([weight.detach().clone() for weight in weights])
+            return 1.0
+
+        return lr_scheduler.LambdaLR(optimizer, factor)
+
+    ours, losses = trained(ema=0.7, schedule_fn=schedule)
+    last, same = trained(schedule_fn=lambda optimizer, steps: lr_scheduler.ConstantLR(optimizer, 1.0))
+    assert losses == same and len(seen) == 3 * STEPS
+    expected = seen[0]
+    for step in seen[1:]:
+        expected = [0.7 * average + 0.3 * weight for average, weight in zip(expected, step, strict=True)]
+    for name, average in zip(dict(ours.named_parameters()), expected, strict=True):
+        torch.testing.assert_close(ours.state_dict()[name], average)
+        assert not torch.allclose(ours.state_dict()[name], last.state_dict()[name])
+    before, statistics = net().state_dict(), [name for name in ours.state_dict() if name.endswith("running_var")]
+    for name in statistics:
+        values = [model[name] for model in (before, ours.state_dict(), last.state_dict())]
+        assert statistics and not any(torch.equal(values[1], other) for other in (values[0], values[2]))
+
+
+@pytest.mark.parametrize("call", [2, 7, 11])
+def test_an_average_is_resumed_where_it_was(call: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nni_cafenet.train, "SECONDS_BETWEEN_SAVES", 0.0)
+    whole, _ = trained(ema=0.7)
+    with pytest.raises(Killed):
+        trained(ema=0.7, folder=tmp_path, loss_fn=killed_at(call))
+    assert_same(trained(ema=0.7, folder=tmp_path)[0], whole)
+    assert_same(trained(ema=0.7, folder=tmp_path)[0], whole)  # and once it is finished
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1, 1.5, float("nan")])
+def test_a_decay_that_is_none_is_refused(decay: float) -> None:
+    with pytest.raises(ValueError, match=r"ema must be at least 0 and below 1, such as 0\.995, but got"):
+        Recipe(1, ema=decay)
+
+
 def test_a_network_learns() -> None:
     model, losses = trained(shuffled(16), epochs=6)
     assert losses[-1] < 0.5 * losses[0]

@@ -117,6 +117,7 @@ class Arm:
     distill: bool = False
     near: float = 0.0
     lr: float = 0.1
+    ema: float = 0.0
     recalibrated: int | None = field(default=None, repr=False)
 
     @property
@@ -157,6 +158,7 @@ ARMS = {
     "near-half": Arm(FREE, near=0.5),
     "fixed-near": Arm(Fixed(), near=1.0),
     "lr": Arm(FREE, lr=0.03),
+    "ema": Arm(FREE, ema=0.995),
     "locally-free-trained": from_trained(FREE),
     "fixed-trained": from_trained(Fixed()),
     "locally-free-trained-distill": from_trained_distilled(FREE),
@@ -343,7 +345,7 @@ class Setting:
         settings = {"arm": repr(arm.training_only), **self.settings(epochs)}
         start = time.perf_counter()
         train_supernet(
-            supernet, self.splits.train, Recipe(epochs, partial(sgd, lr=min(arm.lr, self.lr()))),
+            supernet, self.splits.train, Recipe(epochs, partial(sgd, lr=min(arm.lr, self.lr())), ema=arm.ema),
             MinMin(
                 supernet, arm.sharing, candidates, steps, self.seed, sandwich=arm.sandwich, distill=arm.distill,
                 near=limits, near_share=arm.near,

@@ -114,7 +114,7 @@ class CafeNet(OneShotStrategy):
             raise TypeError(f'budget must be a Budget, such as Budget(max_macs="50%"), but got {budget!r}')
         if mutation_hooks:
             raise TypeError("CafeNet takes no mutation_hooks: it trains the model's own layers and replaces none")
-        check_numbers(random_share, recalibrate_batches)
+        check_numbers(random_share=random_share, recalibrate_batches=recalibrate_batches)
         if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
             raise ValueError(f"top_k must be a whole number of at least 1, but got {top_k!r}")
         self.budget, self.sharing = budget, sharing or LocallyFree(offset=1)

@@ -132,27 +132,25 @@ def fit(
     per_epoch = count_batches(batches)
     optimizer = recipe.optimizer_fn([parameter for parameter in model.parameters() if parameter.requires_grad])
     schedule = recipe.schedule_fn(optimizer, recipe.epochs * per_epoch)
+    kept: dict[str, nn.Module | Optimizer | LRScheduler] = {
+        "model": model, "optimizer": optimizer, "schedule": schedule,
+    }  # fmt: skip
     averaged: AveragedModel | None = None
     if recipe.ema:
         averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
+        kept["averaged"] = averaged
     place = _Place()
     if checkpoint is not None and (state := checkpoint.load()) is not None:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
-        if averaged is not None:
-            averaged.load_state_dict(state["averaged"])
+        for name, part in kept.items():
+            part.load_state_dict(state[name])
         place = _Place(**state["place"])
     saved = time.monotonic()
 
     def save(rng: torch.Tensor | None) -> None:
         if checkpoint is not None:
             place.rng = rng
-            checkpoint.save({
-                "model": model.state_dict(), "optimizer": optimizer.state_dict(),
-                "schedule": schedule.state_dict(), "place": vars(place),
-                "averaged": None if averaged is None else averaged.state_dict(),
-            })  # fmt: skip
+            states = {name: part.state_dict() for name, part in kept.items()}
+            checkpoint.save({**states, "place": vars(place)})
 
     total = recipe.epochs * per_epoch
     with tqdm(total=total, initial=place.epoch * per_epoch + place.step, desc=label, unit="step",

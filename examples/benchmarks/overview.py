@@ -92,7 +92,7 @@ OVERVIEWS = {
         "inherited", INHERITED,
         (
             ("vgg13", "50%"), ("vgg13", "25%"), ("vgg13", "10%"), ("vgg13", "5%"),
-            ("resnet18", "10%"), ("resnet18", "5%"),
+            ("resnet18", "10%"), ("resnet18", "5%"), ("mobilenet_v2", "10%"),
         ), "fixed-trained-distill-halving",
     ),
     "comparison-medium": Overview("scratch", FROM_SCRATCH, MEDIUM, "uniform", "medium"),

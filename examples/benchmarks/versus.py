@@ -29,8 +29,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the folder that compare.py wrote into")
     parser.add_argument("--size", default="small")
     parser.add_argument("--weights", choices=("scratch", "inherited"), default="scratch")
+    parser.add_argument("--budgets", nargs="+", help="of the MACs (default: all)")
     options = parser.parse_args()
-    cells = [cell for cell in read(options.out) if (cell.size, cell.weights) == (options.size, options.weights)]
+    cells = [
+        cell for cell in read(options.out)
+        if (cell.size, cell.weights) == (options.size, options.weights)
+        and (options.budgets is None or cell.budget in options.budgets)
+    ]  # fmt: skip
     one, other = options.methods
     found = differences(cells, one, other)
     if options.instead:

@@ -350,6 +350,11 @@ def test_two_methods_are_compared_by_seed_over_all_budgets(
         "vgg13          10%  +1.00 (1)",
         "vgg13           5%  +1.00 (-24.41 to +26.41) (2)",
     ]
+    run(modules["versus"], ["greedy", "uniform", "--budgets", "10%", "25%", *asked], monkeypatch)
+    assert [line[:18] for line in capsys.readouterr().out.splitlines()[:2]] == [
+        "vgg13          10%",
+        "each network and s",
+    ]
     with pytest.raises(SystemExit):
         run(modules["versus"], ["greedy", "random", *asked], monkeypatch)
 

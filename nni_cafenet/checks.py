@@ -73,7 +73,7 @@ def check_numbers(
         raise ValueError(f"random_share must be 0 to 1, but got {random_share}")
     if recalibrate_batches < 1:
         raise ValueError(f"recalibrate_batches must be at least 1, but got {recalibrate_batches}")
-    Recipe(0, ema=ema)
+    Recipe(0, ema=ema)  # whose own check it is
 
 
 def check_parts(sharing: object, searcher: object) -> None:

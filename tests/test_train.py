@@ -118,9 +118,10 @@ def test_an_average_of_the_weights_is_what_the_network_has_in_the_end() -> None:
         torch.testing.assert_close(ours.state_dict()[name], average)
         assert not torch.allclose(ours.state_dict()[name], last.state_dict()[name])
     before, statistics = net().state_dict(), [name for name in ours.state_dict() if name.endswith("running_var")]
+    assert statistics
     for name in statistics:
         values = [model[name] for model in (before, ours.state_dict(), last.state_dict())]
-        assert statistics and not any(torch.equal(values[1], other) for other in (values[0], values[2]))
+        assert not any(torch.equal(values[1], other) for other in (values[0], values[2]))
 
 
 @pytest.mark.parametrize("call", [2, 7, 11])
